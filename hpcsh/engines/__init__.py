@@ -1,1 +1,1 @@
-"""."""
+"""Engines: what stands behind the verbs."""
