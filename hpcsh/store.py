@@ -123,7 +123,8 @@ class Store:
             ) from None
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps({"host": socket.gethostname(), "boot": boot, "pid": os.getpid()}).encode(), 0)
+        holder_now = {"host": socket.gethostname(), "boot": boot, "pid": os.getpid()}
+        os.pwrite(fd, json.dumps(holder_now).encode(), 0)
         return fd
 
     def _read_token(self) -> str:
