@@ -1,1 +1,1 @@
-"""."""
+"""The REPL: the interactive front end on prompt_toolkit."""

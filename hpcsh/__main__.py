@@ -1,0 +1,5 @@
+"""`python -m hpcsh`."""
+
+from hpcsh.cli import main
+
+raise SystemExit(main())
