@@ -10,8 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcsh.errors import CommandError
-from hpcsh.lab import build, paths, recipe, userns
+from hpcsh.errors import CommandError, NotFoundError
+from hpcsh.lab import build, images, paths, recipe, userns
 from hpcsh.lab.locks import locked
 from hpcsh.lab.progress import Progress
 
@@ -39,20 +39,30 @@ def _archive() -> Path | None:
 
 def is_built() -> bool:
     """Whether nothing has to be downloaded before a lab can start."""
-    return _archive() is not None
+    return _archive() is not None and images.directory() is not None
 
 
 def ensure(progress: Progress) -> Image:
     """The image of today's recipe, built or unpacked first where that was not done yet."""
     home = paths.cache_root() / recipe.key()
-    if not (home / "rootfs").is_dir() or not is_built():
+    if not (home / "rootfs").is_dir() or images.own_registry() is None:
         with locked(paths.cache_root() / "lock", progress, "building the lab's image", _BUILD_LOCK_TIMEOUT):
             _sweep(paths.cache_root())
-            if not is_built():
+            if _archive() is None:
                 _build(home, progress)
             if not (home / "rootfs").is_dir():
                 _unpack(home, progress)
-    return Image(recipe.key(), home / "rootfs", home / "registry", _notices())
+            if images.own_registry() is None:
+                images.make(home / "rootfs", progress)
+    return current()
+
+
+def current() -> Image:
+    """The image of today's recipe; `NotFoundError` when it was not built or not unpacked."""
+    rootfs, registry = paths.cache_root() / recipe.key() / "rootfs", images.own_registry()
+    if not rootfs.is_dir() or registry is None:
+        raise NotFoundError("The lab's image has not been built yet.", fix="hpcsh lab image build")
+    return Image(recipe.key(), rootfs, registry, _notices())
 
 
 def _sweep(root: Path) -> None:

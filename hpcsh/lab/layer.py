@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from importlib import resources
 from pathlib import Path
+from typing import IO
 
 from hpcsh.lab import config, kernel, userns
 
@@ -87,7 +88,7 @@ def _prepare(state: Path, rootfs: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
 
 
-def in_root(root: Path, argv: list[str], *, timeout: float, stdin: str = "") -> None:
+def in_root(root: Path, argv: list[str], *, timeout: float, stdin: str = "", out: IO[str] | None = None) -> None:
     """Run a program of the tree `root` chrooted into it; `CalledProcessError` when it fails."""
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 
@@ -95,7 +96,10 @@ def in_root(root: Path, argv: list[str], *, timeout: float, stdin: str = "") -> 
         os.chroot(root)
         os.chdir("/")
 
-    subprocess.run(argv, check=True, timeout=timeout, input=stdin, text=True, env=environment, preexec_fn=enter)
+    subprocess.run(
+        argv, check=True, timeout=timeout, input=stdin, text=True, env=environment, preexec_fn=enter,
+        stdout=out, stderr=out,
+    )  # fmt: skip
 
 
 def _hand_out(state: Path, host_key: str, settings: config.Settings) -> None:
