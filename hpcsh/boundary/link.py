@@ -167,8 +167,8 @@ class Link:
     async def open(self, timeout: float = START_TIMEOUT) -> Header:
         """Start the agent and return its greeting."""
         try:
+            await self._transport.start(self._receive, self.lose)  # a person may be asked: no time-out
             async with asyncio.timeout(timeout):
-                await self._transport.start(self._receive, self.lose)
                 self._transport.write(bootstrap.source(self._marker))
                 greeting = await self._greeted
         except TimeoutError:

@@ -107,7 +107,7 @@ class Login:
                     yield f"key {path}", key_file
 
     def _load(self, path: str) -> paramiko.PKey | None:
-        """A private key of a file, with a passphrase when it has one, and its certificate when there is one."""
+        """A private key of a file: asks for its passphrase, adds the certificate beside it."""
         phrase: str | None = None
         for _ in range(TRIES):
             try:
