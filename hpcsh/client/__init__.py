@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 from hpcsh.session import Ask, Session
+
+__all__ = ["connect"]
 
 
 async def connect(profile: str, *, in_process: bool = False, ask: Ask | None = None) -> Session:
@@ -13,4 +17,12 @@ async def connect(profile: str, *, in_process: bool = False, ask: Ask | None = N
     `UsageError` for the profile, `TargetError` when the host cannot be started or reached, `RefusedError`
     when a host of another version is in use.
     """
-    raise NotImplementedError
+    if in_process or os.environ.get("HPCSH_IN_PROCESS", "") not in ("", "0"):
+        from hpcsh.session import registry
+
+        return await registry.in_process(profile, ask)
+    from hpcsh.client.attached import AttachedSession
+
+    session = AttachedSession(profile, ask)
+    await session.attach()
+    return session

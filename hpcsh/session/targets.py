@@ -1,0 +1,119 @@
+"""Targets: what sessions on the same machine share, which is one connection and one poller."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from hpcsh.boundary.base import Boundary
+from hpcsh.clock import Clock
+from hpcsh.errors import TargetError
+from hpcsh.profiles import Profile
+from hpcsh.session.prepared import Environment, PreparedBoundary
+from hpcsh.session.protocol import Ask
+from hpcsh.slurm.cluster import Cluster
+
+
+def make_boundary(profile: Profile, ask: Callable[[str, bool], Awaitable[str]]) -> Boundary:
+    """The boundary of a profile's target, not yet connected. Raises `TargetError` for a lab that is down."""
+    target = profile.target
+    if target.lab:
+        from hpcsh.boundary.ssh import SSHBoundary
+        from hpcsh.lab.paths import is_up, ssh_config
+
+        if not is_up(target.lab):
+            raise TargetError(f"The lab {target.lab!r} is not up.", fix=f"hpcsh lab up {target.lab}")
+        config = str(ssh_config(target.lab))
+        return SSHBoundary(f"hpcsh-lab-{target.lab}", ssh_config=config, python=target.python, ask=ask)
+    if target.ssh:
+        from hpcsh.boundary.ssh import SSHBoundary
+
+        ssh = target.ssh
+        return SSHBoundary(
+            ssh.host, user=ssh.user, port=ssh.port, ssh_config=ssh.config, python=target.python, ask=ask
+        )
+    from hpcsh.boundary.local import LocalBoundary
+
+    return LocalBoundary(name="this machine")
+
+
+class Target:
+    """One machine. Made without a connection; `open` connects, and again after a connection broke."""
+
+    def __init__(self, profile: Profile, clock: Clock) -> None:
+        self.key = profile.target.key()
+        self.users = 0
+        self._profile = profile
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._ask: Ask | None = None
+        self._boundary: Boundary | None = None
+        self._prepared: PreparedBoundary | None = None
+        self._cluster: Cluster | None = None
+
+    async def _question(self, prompt: str, echo: bool) -> str:
+        """Ask whoever made the login necessary."""
+        answer = await self._ask(prompt, echo) if self._ask else None
+        if answer is None:
+            raise TargetError(
+                f"The login asks {prompt.strip()!r}, and nobody answers.",
+                fix="run hpcsh from a terminal once, or load a key into your SSH agent",
+            )
+        return answer
+
+    async def open(self, ask: Ask | None) -> Boundary:
+        """The connected boundary. `ask` answers what the login asks."""
+        async with self._lock:
+            if self._boundary is None:
+                self._boundary = make_boundary(self._profile, self._question)
+            self._ask = ask
+            await self._boundary.open()
+            return self._boundary
+
+    def cluster(self, environment: Environment) -> Cluster:
+        """The one Slurm client of this target.
+
+        It asks in the environment of the first session that has one: where `squeue` only exists after a
+        `module load`, any session whose `setup` does that provides it for all.
+        """
+        assert self._boundary is not None, "opened before"
+        if self._prepared is None or self._cluster is None:
+            self._prepared = PreparedBoundary(self._boundary, environment)
+            poll = self._profile.poll
+            self._cluster = Cluster(self._prepared, self._clock, floor=poll.floor, idle=poll.idle)
+        elif not self._prepared.environment:
+            self._prepared.environment = dict(environment)
+        return self._cluster
+
+    async def close(self) -> None:
+        """Disconnect."""
+        async with self._lock:
+            boundary, self._boundary, self._prepared, self._cluster = self._boundary, None, None, None
+            if boundary:
+                await boundary.close()
+
+
+class Targets:
+    """Every target in use, by key. Closed with its last user."""
+
+    def __init__(self, clock: Clock, make: Callable[[Profile, Clock], Target] = Target) -> None:
+        self._clock = clock
+        self._make = make
+        self._open: dict[str, Target] = {}
+
+    def acquire(self, profile: Profile) -> Target:
+        """The target of a profile, with one user more."""
+        key = profile.target.key()
+        target = self._open.get(key)
+        if target is None:
+            target = self._open[key] = self._make(profile, self._clock)
+        target.users += 1
+        return target
+
+    async def release(self, target: Target) -> None:
+        """One user less."""
+        target.users -= 1
+        if target.users == 0:
+            if self._open.get(target.key) is target:
+                del self._open[target.key]
+            await target.close()
