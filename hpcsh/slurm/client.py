@@ -101,4 +101,5 @@ def surely_refused(answer: Completed) -> bool:
 
     sbatch that was ended by a signal, or lost its connection after it had sent the request, leaves it open.
     """
-    return answer.code < 128 and not _UNCERTAIN.search(answer.error_text)
+    # sbatch itself ends with 255 for many a refusal; 129 to 192 is a signal.
+    return not 128 < answer.code <= 192 and not _UNCERTAIN.search(answer.error_text)
