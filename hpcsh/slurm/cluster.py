@@ -172,7 +172,7 @@ class Cluster:
         """What `scontrol show job` says, in its order; falls back to sacct; empty when nobody knows it."""
         try:
             text = await self.client.ask(["scontrol", "show", "job", job_id], "The job cannot be shown.")
-            if facts := parse.parse_facts(text):
+            if facts := parse.parse_facts(text, job_id):
                 return facts
         except CommandError as error:
             if not _UNKNOWN_JOB.search(error.why):

@@ -103,14 +103,17 @@ def _records(
             yield values
 
 
-_QUEUE_START = re.compile(
-    rf"(?:(?<=\n)|^)\d+{US}\d+{US}[^{US}\n]*{US}[^{US}\n]*{US}[^{US}\n]*{US}[A-Z?_]+{US}"
-)
+# The head of a record up to its times. Free text would have to imitate all of it to be taken for one.
+_PLAIN = f"[^{US}{RS}\\n]*{US}"
+_HEAD = rf"\d+{US}\d+{US}(?:{_PLAIN}){{3}}[A-Z?_]+{US}{_PLAIN}\d*{US}\d+{US}(?:{_PLAIN}){{7}}"
+_QUEUE_START = re.compile(rf"(?:(?<=\n)|^){_HEAD}")
+_QUEUE_END = re.compile(rf"{RS}\n(?={_HEAD}|\Z|[^{US}{RS}\n]*\n{_HEAD})")
 
 
 def _queue_pieces(text: str) -> list[str]:
-    # A record ends with RS and a newline; RS inside of a comment is not followed by a new record's head.
-    return re.split(rf"{RS}\n(?=\d+{US}\d+{US}|\Z|[^{US}]*\n\d+{US})", text)
+    # A record ends with RS and a newline. What follows is the next one's head, the end, or a line of words
+    # (`CLUSTER: name`) before the next one.
+    return _QUEUE_END.split(text)
 
 
 def parse_queue(text: str) -> dict[str, Job]:
@@ -245,14 +248,26 @@ _WHOLE_LINE = frozenset({
 _FACT = re.compile(r"(?:(?<=\s)|^)([A-Z][A-Za-z_/:]*)=")
 
 
-def parse_facts(text: str) -> list[tuple[str, str]]:
-    """`scontrol show job ID` as ordered pairs.
+def parse_facts(text: str, job_id: str) -> list[tuple[str, str]]:
+    """What `scontrol show job` says of one job; of an array that is asked as a whole, its first task."""
+    records = [
+        _record_facts(r) for r in re.split(r"\n\s*\n(?=JobId=)", text.strip()) if r.startswith("JobId=")
+    ]
+    for facts in records:
+        said = dict(facts)
+        if job_id in (said["JobId"], f"{said.get('ArrayJobId')}_{said.get('ArrayTaskId')}"):
+            return facts
+    return records[0] if records else []
+
+
+def _record_facts(text: str) -> list[tuple[str, str]]:
+    """One record as ordered pairs.
 
     A line holds several `Key=Value` pairs, values may hold blanks; free text runs to the end of its line, and
     a line that is not indented and begins no record goes on with a value that had a newline in it.
     """
     facts: list[tuple[str, str]] = []
-    for line in text.rstrip("\n").split("\n"):
+    for line in text.rstrip().split("\n"):
         begins = line.startswith(("   ", "JobId="))
         found = list(_FACT.finditer(line.strip())) if begins else []
         if not found:
