@@ -23,6 +23,7 @@ class Follower:
         self.notices: list[str] = []
         self._expected = 0
         self._size = ""
+        self._what = ""
         self._done = 0
 
     def feed(self, line: str) -> str | None:
@@ -51,10 +52,11 @@ class Follower:
         return stage
 
     def _count(self, what: str, size: str = "") -> str:
-        if getattr(self, "_what", "") != what:
+        if self._what != what:
             self._what, self._done = what, 0
         self._done += 1
-        return f"{self._done} of {max(self._expected, self._done)} packages {what}{f' ({size})' if size else ''}"
+        total = max(self._expected, self._done)
+        return f"{self._done} of {total} packages {what}{f' ({size})' if size else ''}"
 
 
 def run(command: list[str], log: Path, progress: Progress) -> list[str]:

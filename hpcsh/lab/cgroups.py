@@ -48,7 +48,7 @@ def usable() -> bool:
 
 
 def subtree(state: Path) -> str:
-    """The name of a lab's directory in each hierarchy; the state directory's own, for two may have one name."""
+    """A lab's directory in each hierarchy; two in different places may have one name."""
     return f"hpcsh-lab-{state.name}-{sha256(str(state).encode()).hexdigest()[:8]}"
 
 

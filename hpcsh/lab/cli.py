@@ -51,9 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     execute = verb("exec", _exec, "run a command on a node")
     execute.add_argument("node", metavar="NODE", help="login, n1, n2 …")
     execute.add_argument("--user", default="root", help="as whom (root)")
-    execute.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD", help="the command and its arguments")
+    execute.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD", help="what to run")
     logs = verb("logs", _logs, "show the last lines of the services' logs")
-    logs.add_argument("service", nargs="?", metavar="SERVICE", help="one of them; without it their names are shown")
+    logs.add_argument("service", nargs="?", metavar="SERVICE", help="without it, their names")
     logs.add_argument("-n", "--lines", type=int, default=50, help="how many lines of each file (50)")
     for one in (shell, execute, logs):
         one.add_argument("--lab", default=paths.DEFAULT, metavar="NAME", help="which lab (default)")
@@ -117,7 +117,7 @@ def _exec(options: argparse.Namespace) -> int:
 def _logs(options: argparse.Namespace) -> int:
     from hpcsh.lab import logs
 
-    print(logs.show(options.lab, options.service, options.lines), end="")
+    logs.show(options.lab, options.service, options.lines)
     return OK
 
 

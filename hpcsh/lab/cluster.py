@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -71,7 +72,7 @@ class Lab:
             existed = self.state.is_dir()
             if existed:
                 image.remove_tree(self.state)
-        self.state.with_name(f"{self.name}.lock").unlink(missing_ok=True)
+            self.state.with_name(f"{self.name}.lock").unlink(missing_ok=True)
         return ended or existed
 
     def settings(self) -> config.Settings:
@@ -92,7 +93,9 @@ class Lab:
         """Run a program on a node with this process's terminal or pipes; its exit code."""
         return enter.run(self._node(node), argv, user=user)
 
-    def capture(self, node: str, argv: list[str], *, user: str = "root", timeout: float = 20.0) -> enter.Output:
+    def capture(
+        self, node: str, argv: list[str], *, user: str = "root", timeout: float = 20.0
+    ) -> enter.Output:
         """Run a program on a node and collect its output, at most `timeout` seconds."""
         return enter.capture(self._node(node), argv, user=user, timeout=timeout)
 
@@ -154,7 +157,8 @@ class Lab:
         read, write = os.pipe()
         command = [
             sys.executable, "-m", procs.KEEPER_MODULE, f"--state={self.state}", f"--rootfs={built.rootfs}",
-            f"--registry={built.registry}", f"--nodes={wanted.nodes}", f"--port={wanted.port}", f"--report={write}",
+            f"--registry={built.registry}", f"--nodes={wanted.nodes}", f"--port={wanted.port}",
+            f"--report={write}",
         ]  # fmt: skip
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
         with (self.state / "keeper.log").open("w") as log:
@@ -164,7 +168,8 @@ class Lab:
             )  # fmt: skip
         os.close(write)
         can = self._follow(read, starter, progress)
-        record = {**self.facts(), "can": can, "image": built.key, "notices": [*built.notices, *can.pop("notices")]}
+        notices = [*built.notices, *can.pop("notices")]
+        record = {**self.facts(), "can": can, "image": built.key, "notices": notices}
         self._write("keeper.json", record)
         self._write("settings.json", {"nodes": wanted.nodes, "port": record["port"]})
 
@@ -231,8 +236,6 @@ class Lab:
 
 def _lines(fd: int, deadline: float) -> Iterator[dict[str, Any]]:
     """JSON lines from `fd` until its end; `TimedOutError` at `deadline`."""
-    import select
-
     buffer = b""
     while True:
         ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))

@@ -1,4 +1,4 @@
-"""What one lab's nodes are told: addresses, Slurm's and sshd's configuration. Pure functions of its settings."""
+"""What a lab's nodes are told: addresses, the configuration of Slurm and SSH. Pure functions."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class Abilities:
 
     cgroups: bool
     gpus: bool
+    fuse: bool  # whether ordinary users may mount with it
     ids: int  # how many user ids exist in the lab
 
 
@@ -75,6 +76,9 @@ def files(settings: Settings, can: Abilities) -> dict[str, str]:
     }
     if not can.cgroups:
         made["etc/slurm/cgroup.conf"] = "CgroupPlugin=disabled\n"
+    if not can.fuse:
+        # What a site without it does for its users: images are unpacked instead of mounted.
+        made["usr/local/bin/apptainer"] = '#!/bin/sh\nAPPTAINER_UNSQUASH=1 exec /usr/bin/apptainer "$@"\n'
     return made
 
 

@@ -26,7 +26,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True)
 class Output:
-    """What a program did: its exit code (128 + signal when killed, 124 when it took too long) and its output."""
+    """A program's exit code (128 + signal when killed, 124 when it took too long) and its output."""
 
     code: int
     out: str
@@ -144,7 +144,8 @@ def _wait_passing_signals(child: int) -> int:
             os.kill(child, number)
 
     before = [(s, signal.signal(s, pass_on)) for s in (signal.SIGTERM, signal.SIGHUP)]
-    before.append((signal.SIGINT, signal.signal(signal.SIGINT, signal.SIG_IGN)))  # the terminal sends it to all
+    # The terminal sends it to the program as well.
+    before.append((signal.SIGINT, signal.signal(signal.SIGINT, signal.SIG_IGN)))
     try:
         return _exit_code(os.waitpid(child, 0)[1])
     finally:
@@ -224,11 +225,11 @@ def _shovel(master: int) -> None:
 
 def _write_all(fd: int, data: bytes) -> None:
     while data:
-        data = data[os.write(fd, data):]
+        data = data[os.write(fd, data) :]
 
 
 def node_pid(nodes: dict[str, int], name: str) -> int:
     """The pid to join for node `name`; `NotFoundError` names those that there are."""
     if name not in nodes:
-        raise NotFoundError(f"There is no node {name} in this lab.", why=f"It has: {', '.join(nodes) or 'none'}.")
+        raise NotFoundError(f"There is no node {name} in this lab.", why=f"It has: {', '.join(nodes)}.")
     return nodes[name]

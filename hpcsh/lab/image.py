@@ -116,6 +116,6 @@ def _notices() -> tuple[str, ...]:
 
 
 def remove_tree(tree: Path) -> None:
-    """Remove a directory whose files may belong to the user's subordinate ids; nothing happens when absent."""
+    """Remove a directory whose files may belong to the user's subordinate ids; it may be absent."""
     if tree.exists() and not userns.call_as_root(lambda: shutil.rmtree(tree)):
         raise CommandError(f"{tree} could not be removed.")

@@ -16,8 +16,11 @@ from hpcsh.lab.progress import Progress
 
 _PATH = "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 _BASE = ("base-files", "base-passwd", "busybox-static")
-_WITHOUT = ("dev/", "etc/hostname", "etc/resolv.conf", "etc/fstab", "etc/apt/", "var/lib/dpkg/", "var/lib/apt/",
-            "var/cache/", "usr/share/common-licenses/")  # fmt: skip
+_WITHOUT = (
+    "dev/", "etc/hostname", "etc/resolv.conf", "etc/fstab", "etc/apt/", "var/lib/dpkg/", "var/lib/apt/",
+    "var/cache/", "usr/share/common-licenses/",
+)  # fmt: skip
+_DIRECTORIES = {"dev": 0o755, "etc": 0o755, "proc": 0o755, "sys": 0o755, "root": 0o700, "tmp": 0o1777}
 # A graphics stack of 240 MB that hwloc's plugins depend on; MPI runs without it.
 _GRAPHICS = ("libLLVM*", "libamd*", "libhsa-*", "libz3.*", "ucx/*rocm*", "hwloc/*")
 _VERSION = 1  # of this module's way to make them
@@ -112,7 +115,7 @@ def _make_one(name: str, one: Recipe, rootfs: Path, part: Path, progress: Progre
     else:
         made.directory("bin")
         made.file("bin/busybox", (rootfs / "usr/bin/busybox").read_bytes(), 0o755)
-    for d, mode in {"dev": 0o755, "etc": 0o755, "proc": 0o755, "sys": 0o755, "root": 0o700, "tmp": 0o1777}.items():
+    for d, mode in _DIRECTORIES.items():
         made.directory(d, mode)
     for path, data in one.files.items():
         made.file(path, data, 0o755 if data.startswith(b"#!") else 0o644)
@@ -128,8 +131,8 @@ def _make_one(name: str, one: Recipe, rootfs: Path, part: Path, progress: Progre
 def _complete(made: oci.Layer, rootfs: Path, bin_directory: str) -> None:
     """What every program expects: a shell with the usual tools, and names for the users."""
     busybox = rootfs / "usr/bin/busybox"
-    applets = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True, timeout=10).stdout
-    for applet in applets.split():
+    listed = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True, timeout=10)
+    for applet in listed.stdout.split():
         if not made.has(f"usr/sbin/{applet}"):
             made.link(f"{bin_directory}/{applet}", "busybox")
     made.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")
@@ -159,7 +162,7 @@ def _fill_registry(rootfs: Path, part: Path) -> None:
     # The script is PID 1 of a namespace: when it ends, so does the registry that it started.
     spaces = kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | kernel.CLONE_NEWPID
     if not userns.call_as_root(fill, extra=spaces):
-        raise CommandError("The image registry was not filled.", why=log.read_text()[-2000:], fix=f"see {log}")
-    for d in ("upper", "work"):
-        shutil.rmtree(part / d, ignore_errors=True)
+        raise CommandError("The image registry was not filled.", why=log.read_text()[-2000:])
+    for scratch in ("upper", "work"):
+        shutil.rmtree(part / scratch, ignore_errors=True)
     merged.rmdir()

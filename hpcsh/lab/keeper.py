@@ -89,7 +89,9 @@ def _write_record(state: Path, settings: config.Settings, child: int) -> None:
     part.rename(state / "keeper.json")
 
 
-def _keep(options: argparse.Namespace, settings: config.Settings, listener: socket.socket, report: _Report) -> NoReturn:
+def _keep(
+    options: argparse.Namespace, settings: config.Settings, listener: socket.socket, report: _Report
+) -> NoReturn:
     """The life of the keeper."""
     try:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
@@ -115,8 +117,7 @@ def _keep(options: argparse.Namespace, settings: config.Settings, listener: sock
 def _arrange(state: Path, rootfs: Path, report: _Report) -> config.Abilities:
     """Cut this mount namespace off and find out what can be done in it."""
     kernel.mount("none", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
-    can = config.Abilities(cgroups=cgroups.usable() and userns.is_initial(), gpus=True, ids=userns.id_count())
-    kernel.mount("proc", "/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+    kernel.mount("proc", "/proc", "proc", kernel.MS_PLAIN)
     for directory in ("layer", "home", "nodes", "nodes/test"):
         (state / directory).mkdir(exist_ok=True)
         (state / directory).chmod(0o755)
@@ -131,7 +132,12 @@ def _arrange(state: Path, rootfs: Path, report: _Report) -> config.Abilities:
         # An overlay cannot stand on every file system, least of all on another overlay.
         kernel.mount("nodes", state / "nodes", "tmpfs", 0, "mode=755")
         report.step("memory for nodes", notice=f"the nodes' changes are kept in memory: {e}")
-    return can
+    return config.Abilities(
+        cgroups=cgroups.usable() and userns.is_initial(),
+        gpus=True,
+        fuse=nodes.fuse_works(test),
+        ids=userns.id_count(),
+    )
 
 
 def _start_nodes(options: argparse.Namespace, settings: config.Settings, can: config.Abilities) -> None:
@@ -143,15 +149,17 @@ def _start_nodes(options: argparse.Namespace, settings: config.Settings, can: co
             directory.chmod(0o755)
     base = (options.state / "layer", options.rootfs)
     with_registry = (base[0], options.registry, base[1]) if options.registry.is_dir() else base
-    started = [
-        nodes.launch(nodes.Plan(options.state, with_registry if n == "login" else base, can), n) for n in names
-    ]
-    batch = ["link set lo up", "link add br0 type bridge", f"addr add {config.BRIDGE}/24 dev br0", "link set br0 up"]
+    started = []
+    for name in names:
+        plan = nodes.Plan(options.state, with_registry if name == "login" else base, can)
+        started.append(nodes.launch(plan, name))
+    batch = ["link set lo up", "link add br0 type bridge"]
+    batch += [f"addr add {config.BRIDGE}/24 dev br0", "link set br0 up"]
     for i, node in enumerate(started):
         batch.append(f"link add v{i} type veth peer name eth0 netns {node.pid}")
         batch.append(f"link set v{i} master br0 up")
     # `ip` looks a network namespace up in /proc. It is the image's, for the machine need not have one.
-    kernel.mount("proc", options.rootfs / "proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+    kernel.mount("proc", options.rootfs / "proc", "proc", kernel.MS_PLAIN)
     layer.in_root(options.rootfs, ["ip", "-batch", "-"], timeout=30, stdin="\n".join(batch) + "\n")
     for node in started:
         node.release()

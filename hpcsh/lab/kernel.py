@@ -21,6 +21,7 @@ CLONE_NEWNET = 0x40000000
 MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOEXEC = 8
+MS_PLAIN = MS_NOSUID | MS_NODEV | MS_NOEXEC
 MS_BIND = 4096
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
@@ -51,8 +52,9 @@ def setns(fd: int) -> None:
 
 def mount(source: str, target: str | Path, kind: str = "", flags: int = 0, options: str = "") -> None:
     """mount(2)."""
+    kind_or_none, options_or_none = kind.encode() or None, options.encode() or None
     result = _libc.mount(
-        source.encode(), os.fsencode(target), kind.encode() or None, ctypes.c_ulong(flags), options.encode() or None
+        source.encode(), os.fsencode(target), kind_or_none, ctypes.c_ulong(flags), options_or_none
     )
     _check(result, f"mount {kind or 'bind'} {source} on {target}")
 

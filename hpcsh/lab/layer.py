@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 from importlib import resources
 from pathlib import Path
@@ -30,8 +31,11 @@ def write(state: Path, rootfs: Path, settings: config.Settings, can: config.Abil
     for source in sorted(p for p in _TREE.rglob("*") if p.is_file()):
         path = str(source.relative_to(_TREE))
         _put(layer, path, source.read_bytes(), 0o755 if path.startswith(_EXECUTABLE) else 0o644)
-    for path, text in config.files(settings, can).items():
-        _put(layer, path, text.encode(), 0o644)
+    made = config.files(settings, can)
+    for path, text in made.items():
+        _put(layer, path, text.encode(), 0o755 if text.startswith("#!") else 0o644)
+    if "usr/local/bin/apptainer" not in made:
+        (layer / "usr/local/bin/apptainer").unlink(missing_ok=True)
     # slurmdbd refuses a configuration that others can read.
     secret = layer / "etc/slurm/slurmdbd.conf"
     secret.chmod(0o600)
@@ -71,11 +75,15 @@ def escaped(path: Path) -> str:
 
 
 def _prepare(state: Path, rootfs: Path) -> None:
-    merged, work = state / "merged", state / "work"
-    for d in (merged, work, state / "home"):
-        d.mkdir(exist_ok=True)
-        d.chmod(0o755)
-    kernel.mount("overlay", merged, "overlay", 0, overlay_options(escaped(rootfs), state / "layer", work))
+    """Run the image's own tools over the image, in memory, and keep what they wrote."""
+    scratch, layer = state / "scratch", state / "layer"
+    scratch.mkdir(exist_ok=True)
+    kernel.mount("scratch", scratch, "tmpfs", 0, "mode=755")
+    merged, upper, work = (scratch / d for d in ("merged", "upper", "work"))
+    for d in (merged, upper, work):
+        d.mkdir()
+    lower = f"{escaped(layer)}:{escaped(rootfs)}"
+    kernel.mount("overlay", merged, "overlay", 0, overlay_options(lower, upper, work))
     try:
         kernel.bind(state / "home", merged / "home")
         kernel.mount("tmpfs", merged / "dev", "tmpfs", 0, "mode=755")
@@ -83,12 +91,29 @@ def _prepare(state: Path, rootfs: Path) -> None:
             (merged / "dev" / device).touch()
             kernel.bind(f"/dev/{device}", merged / "dev" / device)
         in_root(merged, ["/usr/lib/hpcsh-lab/prepare"], timeout=60)
+        _copy_owned(upper, layer)
     finally:
-        kernel.unmount(merged)
-    shutil.rmtree(work, ignore_errors=True)
+        kernel.unmount(scratch)
+    scratch.rmdir()
 
 
-def in_root(root: Path, argv: list[str], *, timeout: float, stdin: str = "", out: IO[str] | None = None) -> None:
+def _copy_owned(source: Path, target: Path) -> None:
+    """Copy what is a file or a directory, with owner and mode."""
+    for entry in sorted(source.rglob("*")):
+        info, copy = entry.lstat(), target / entry.relative_to(source)
+        if stat.S_ISDIR(info.st_mode):
+            copy.mkdir(exist_ok=True)
+        elif stat.S_ISREG(info.st_mode):
+            shutil.copyfile(entry, copy)
+        else:
+            continue
+        os.chown(copy, info.st_uid, info.st_gid)
+        copy.chmod(stat.S_IMODE(info.st_mode))
+
+
+def in_root(
+    root: Path, argv: list[str], *, timeout: float, stdin: str = "", out: IO[str] | None = None
+) -> None:
     """Run a program of the tree `root` chrooted into it; `CalledProcessError` when it fails."""
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 

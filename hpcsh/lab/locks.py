@@ -20,14 +20,27 @@ def locked(path: Path, progress: Progress, what: str, timeout: float) -> Iterato
     The kernel frees the lock when its holder ends, however it ends.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = -1
     try:
-        _acquire(fd, progress, what, timeout)
+        # Whoever removed a lab removed its lock file too: a lock on that old file locks nobody out.
+        while fd < 0 or not _is_at(fd, path):
+            if fd >= 0:
+                os.close(fd)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            _acquire(fd, progress, what, timeout)
         os.ftruncate(fd, 0)
         os.pwrite(fd, str(os.getpid()).encode(), 0)
         yield
     finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _acquire(fd: int, progress: Progress, what: str, timeout: float) -> None:

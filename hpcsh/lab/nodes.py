@@ -99,8 +99,8 @@ def _boot(plan: Plan, name: str, gate: int) -> None:
     lower = ":".join(escaped(p) for p in plan.lowers)
     kernel.mount("overlay", root, "overlay", 0, overlay_options(lower, home / "upper", home / "work"))
     kernel.bind(plan.state / "home", root / "home")
-    kernel.mount("proc", root / "proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
-    kernel.mount("sysfs", root / "sys", "sysfs", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+    kernel.mount("proc", root / "proc", "proc", kernel.MS_PLAIN)
+    kernel.mount("sysfs", root / "sys", "sysfs", kernel.MS_PLAIN)
     _mount_cgroups(root / "sys/fs/cgroup", plan)
     _mount_devices(root / "dev")
     kernel.mount("run", root / "run", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755")
@@ -117,7 +117,7 @@ def _boot(plan: Plan, name: str, gate: int) -> None:
 
 
 def _mount_cgroups(at: Path, plan: Plan) -> None:
-    kernel.mount("cgroup", at, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC, "mode=755")
+    kernel.mount("cgroup", at, "tmpfs", kernel.MS_PLAIN, "mode=755")
     if not plan.can.cgroups:
         return
     for hierarchy in cgroups.hierarchies():
@@ -146,6 +146,17 @@ def _mount_devices(dev: Path) -> None:
         "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2",
     }.items():  # fmt: skip
         (dev / name).symlink_to(target)
+
+
+def fuse_works(scratch: Path) -> bool:
+    """Whether the nodes' ordinary users can open /dev/fuse; `scratch` is a directory to try in."""
+    device = Path("/dev/fuse")
+    try:
+        os.mknod(scratch / "fuse", 0o600 | stat.S_IFCHR, os.makedev(_MISC, _FUSE))
+    except OSError:
+        return device.exists() and device.stat().st_mode & 0o006 == 0o006
+    (scratch / "fuse").unlink()
+    return device.exists() or "\tfuse\n" in Path("/proc/filesystems").read_text()
 
 
 def _bind_device(source: Path, target: Path) -> None:

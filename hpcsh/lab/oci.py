@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-_ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le", "s390x": "s390x", "riscv64": "riscv64"}
+_ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}  # others have one name
 _CREATED = "2026-01-01T00:00:00Z"
 
 
@@ -25,7 +25,7 @@ class Layer:
         self._raw = path.open("wb")
         self._zip = gzip.GzipFile(fileobj=self._raw, mode="wb", compresslevel=3, mtime=0)
         self._plain = _Hashing(self._zip)
-        self._tar = tarfile.open(fileobj=self._plain, mode="w|", format=tarfile.PAX_FORMAT)  # type: ignore[call-overload]
+        self._tar = tarfile.TarFile(fileobj=self._plain, mode="w", format=tarfile.PAX_FORMAT)  # type: ignore[arg-type]
 
     def has(self, name: str) -> bool:
         """Whether the path `name` (relative, without a leading dot) is in the layer already."""
@@ -95,8 +95,8 @@ def _info(name: str, kind: bytes, mode: int) -> tarfile.TarInfo:
 
 
 def write_archive(target: Path, layer: Path, diff_id: str, config: dict[str, Any]) -> None:
-    """Write the image of one `layer` as an OCI archive; `config` has the field names of the OCI specification."""
-    layer_digest = _file_digest(layer)
+    """Write the image of one `layer` as an OCI archive; `config` is as in the OCI specification."""
+    layer_digest, machine = _file_digest(layer), platform.machine()
     blobs: list[tuple[str, bytes]] = []
 
     def blob(document: dict[str, Any], media_type: str) -> dict[str, Any]:
@@ -107,8 +107,8 @@ def write_archive(target: Path, layer: Path, diff_id: str, config: dict[str, Any
 
     described = blob(
         {
-            "created": _CREATED, "architecture": _ARCHITECTURE[platform.machine()], "os": "linux", "config": config,
-            "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+            "created": _CREATED, "architecture": _ARCHITECTURE.get(machine, machine), "os": "linux",
+            "config": config, "rootfs": {"type": "layers", "diff_ids": [diff_id]},
             "history": [{"created": _CREATED, "created_by": "hpcsh lab"}],
         },
         "application/vnd.oci.image.config.v1+json",
@@ -125,7 +125,8 @@ def write_archive(target: Path, layer: Path, diff_id: str, config: dict[str, Any
         },
         "application/vnd.oci.image.manifest.v1+json",
     )  # fmt: skip
-    index = {"schemaVersion": 2, "manifests": [{**manifest, "annotations": {"org.opencontainers.image.ref.name": "latest"}}]}
+    named = {**manifest, "annotations": {"org.opencontainers.image.ref.name": "latest"}}
+    index = {"schemaVersion": 2, "manifests": [named]}
     with tarfile.open(target, "w") as archive:
         for name, data in (
             ("oci-layout", b'{"imageLayoutVersion": "1.0.0"}'), ("index.json", json.dumps(index).encode()),

@@ -25,7 +25,7 @@ def state_root() -> Path:
 
 
 def cache_root() -> Path:
-    """Where this user builds images: `$HPCSH_LAB_CACHE`, or the system's cache for root, or the user's own."""
+    """Where this user builds images: `$HPCSH_LAB_CACHE`, or the system's cache (root), or his own."""
     if chosen := os.environ.get("HPCSH_LAB_CACHE"):
         return Path(chosen).absolute()
     if os.geteuid() == 0:
@@ -61,7 +61,7 @@ def read_record(name: str = DEFAULT) -> dict[str, Any]:
 
 
 def is_up(name: str = DEFAULT) -> bool:
-    """Whether lab `name` came up completely and its keeper still lives. One small file and two of /proc are read."""
+    """Whether lab `name` came up completely and its keeper lives. Cheap: three small files are read."""
     record = read_record(name)
     if not record.get("ready"):
         return False

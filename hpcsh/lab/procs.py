@@ -16,7 +16,7 @@ NODE_MARK = "hpcsh-lab-node"
 
 @dataclass(frozen=True)
 class Process:
-    """One process as the machine sees it; `inner` is its pid in each of its pid namespaces, outermost first."""
+    """A process as the machine sees it; `inner` is its pid in each of its pid namespaces, outermost first."""
 
     pid: int
     parent: int
@@ -45,12 +45,8 @@ def processes() -> Iterator[Process]:
 
 
 def keeper_processes(state: Path) -> list[Process]:
-    """The keeper of the lab in `state` and whatever still shares its command line, at any stage of its start."""
-    wanted = f"--state={state}"
-    return [
-        p for p in processes()
-        if wanted in p.argv and any(pair == ("-m", KEEPER_MODULE) for pair in zip(p.argv, p.argv[1:], strict=False))
-    ]  # fmt: skip
+    """The keeper of the lab in `state` and what still shares its command line, at any stage of its start."""
+    return [p for p in processes() if {"-m", KEEPER_MODULE, f"--state={state}"} <= set(p.argv)]
 
 
 def keeper_of(state: Path) -> int | None:

@@ -10,7 +10,7 @@ from typing import TextIO
 
 
 class Progress:
-    """Steps on `stream` (standard error when None). Elsewhere than on a terminal each line is written once."""
+    """Steps on `stream` (standard error when None); only a terminal is shown what passes."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stderr if stream is None else stream

@@ -54,8 +54,8 @@ def _readable(paths: Iterable[Path]) -> Iterable[str]:
 
 
 def _is_release(suites: Iterable[str], components: Iterable[str], uri: str) -> bool:
-    names = [s for s in suites if "/" not in s]
-    return "main" in components and "security" not in uri and any(not n.endswith(("-security",)) for n in names)
+    named = any("/" not in s and not s.endswith("-security") for s in suites)
+    return named and "main" in components and "security" not in uri
 
 
 def _deb822(texts: Iterable[str]) -> Iterable[str]:
@@ -63,7 +63,8 @@ def _deb822(texts: Iterable[str]) -> Iterable[str]:
         for stanza in re.split(r"\n\s*\n", text):
             lines = [line for line in stanza.splitlines() if not line.startswith("#")]
             fields = {k.strip().lower(): v for k, _, v in (line.partition(":") for line in lines)}
-            if "deb" not in fields.get("types", "").split() or fields.get("enabled", "").strip().lower() == "no":
+            disabled = fields.get("enabled", "").strip().lower() == "no"
+            if disabled or "deb" not in fields.get("types", "").split():
                 continue
             for uri in fields.get("uris", "").split():
                 if _is_release(fields.get("suites", "").split(), fields.get("components", "").split(), uri):

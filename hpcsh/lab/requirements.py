@@ -17,7 +17,8 @@ _NEEDED_IDS = 30_000
 def check(*, build: bool) -> None:
     """Return when a lab can come up; `build` says that an image has to be built first.
 
-    As root, missing Debian packages are installed. `UnavailableError` lists all that is missing, with the commands.
+    As root, missing Debian packages are installed. `UnavailableError` lists all that is missing and how to
+    get it.
     """
     root = os.geteuid() == 0
     tools = ["tar", *(["mmdebstrap"] if build else []), *([] if root else ["newuidmap", "newgidmap"])]
@@ -31,9 +32,8 @@ def check(*, build: bool) -> None:
     if not problems:
         _check_namespaces(problems, fixes, root)
     if problems:
-        raise UnavailableError(
-            "This machine cannot run a lab yet.", why="\n".join(f"- {p}" for p in problems), fix="\n     ".join(fixes)
-        )
+        why = "\n".join(f"- {p}" for p in problems)
+        raise UnavailableError("This machine cannot run a lab yet.", why=why, fix="\n     ".join(fixes))
 
 
 def _which(tool: str) -> str | None:
@@ -48,7 +48,7 @@ def _install(packages: list[str]) -> list[str]:
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
     for command in (install, ["apt-get", "update", "-qq"], install):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=600, check=False)
         if command == install and done.returncode == 0:
             return []
     return packages
@@ -71,13 +71,13 @@ def _check_namespaces(problems: list[str], fixes: list[str], root: bool) -> None
     if why is None:
         return
     problems.append(f"the kernel does not let this user make namespaces: {why}")
-    switches = {
-        "/proc/sys/kernel/unprivileged_userns_clone": ("0", "kernel.unprivileged_userns_clone=1"),
-        "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": ("1", "kernel.apparmor_restrict_unprivileged_userns=0"),
-        "/proc/sys/user/max_user_namespaces": ("0", "user.max_user_namespaces=15000"),
+    switches = {  # name: (what forbids it, what allows it)
+        "kernel.unprivileged_userns_clone": ("0", "1"),
+        "kernel.apparmor_restrict_unprivileged_userns": ("1", "0"),
+        "user.max_user_namespaces": ("0", "15000"),
     }
-    found = [cure for path, (bad, cure) in switches.items() if _contents(path) == bad]
-    fixes += [f"sudo sysctl -w {cure}" for cure in found]
+    found = [n for n, (bad, _) in switches.items() if _contents(f"/proc/sys/{n.replace('.', '/')}") == bad]
+    fixes += [f"sudo sysctl -w {name}={switches[name][1]}" for name in found]
     if not found:
         fixes.append("run it outside of this container, or start the container with --privileged")
 
