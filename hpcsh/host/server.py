@@ -168,6 +168,9 @@ class Host:
         self._tasks.add(task)
         try:
             await self._talk(reader, writer)
+        except asyncio.CancelledError:
+            if not self._stopping.is_set():
+                raise
         finally:
             self._tasks.discard(task)
             self._quiet()
