@@ -267,6 +267,7 @@ class Agent:
     def run(self) -> "None":
         """Serve until the client is gone and nothing is left."""
         become_subreaper()
+        count_as_shell()
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, self.stop)
@@ -324,6 +325,13 @@ def become_subreaper() -> "None":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     except Exception:  # killing by session works without it
         pass
+
+
+def count_as_shell() -> "None":
+    """Count as a shell: the first bash under sshd reads ~/.bashrc, even as `bash -c`."""
+    level = os.environb.get(b"SHLVL", b"")
+    if not level.isdigit() or int(level) < 1:
+        os.environb[b"SHLVL"] = b"1"
 
 
 def greeting() -> "dict[str, Any]":

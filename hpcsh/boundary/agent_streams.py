@@ -95,13 +95,18 @@ class Sink:
     def eof(self) -> "None":
         """Close when everything is written."""
         if self.fd >= 0 and not self.ending:
-            last = self.finish(self.fd)
-            if last:
-                self.feed(last)
-                return
             self.ending = True
             if not self.parts:
-                self.close()
+                self.last()
+
+    def last(self) -> "None":
+        """Everything is written: say so in the way of this kind of descriptor."""
+        words = self.finish(self.fd)
+        if words:
+            self.ending = False
+            self.feed(words)
+        else:
+            self.close()
 
     def ready(self) -> "None":
         """Write as much as goes; listen for more room otherwise."""
@@ -125,7 +130,7 @@ class Sink:
             self.owner.send("credit", n=written)
         self.listen(bool(self.parts))
         if self.ending and not self.parts:
-            self.close()
+            self.last()
 
     def listen(self, want: "bool") -> "None":
         """Wait for room, or do not."""

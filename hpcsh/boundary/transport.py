@@ -141,7 +141,7 @@ class PipeTransport:
 
     async def close(self) -> None:
         """Close the pipe; an agent that does not end within its own limits is killed."""
-        if self._writer:
+        if self._writer and not self._writer.is_closing():
             self._writer.abort()
         process = self._process
         if process is None:
