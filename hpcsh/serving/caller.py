@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
@@ -161,12 +162,22 @@ class Caller:
         finally:
             self._send(Answer(question.id, question.number, text))
 
+    def _hung_up(self) -> bool:
+        """True when the host is gone already, though the event loop has not come to see it.
+
+        What is not sent to a dead host has no unknown outcome.
+        """
+        poll = select.poll()
+        poll.register(self._writer.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        self.closed = bool(poll.poll(0))
+        return self.closed
+
     def _send(self, frame: frames.ClientFrame) -> None:
         if not self.closed:
             self._writer.write(frames.encode(frame))
 
     async def _start(self, method: str, args: dict[str, Any]) -> tuple[int, _Pending]:
-        if self.closed:
+        if self.closed or self._hung_up():
             raise ConnectionLostError(sent=False)
         self._number += 1
         data = frames.encode(Request(self._number, method, msgspec.Raw(frames.pack(args))))

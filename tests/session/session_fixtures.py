@@ -68,6 +68,14 @@ class Place:
         return found
 
 
+def alive(pid: int) -> bool:
+    """False for a process that only waits to be reaped: it has closed everything."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 async def eventually(condition: Callable[[], object], within: float = 15.0) -> None:
     """Wait until something becomes true; how long it takes is not what is tested."""
     async with asyncio.timeout(within):

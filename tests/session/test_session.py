@@ -8,7 +8,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
-from session_fixtures import Open, Place, eventually
+from session_fixtures import Open, Place, alive, eventually
 
 from hpcsh import errors
 from hpcsh.client.attached import AttachedSession
@@ -28,13 +28,6 @@ from hpcsh.session.local import LocalSession
 
 def program(*argv: str) -> LaunchSpec:
     return LaunchSpec(tool="prterun", program=argv)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 async def run(session: Session, *argv: str) -> tuple[bytes, bytes, int | None]:
