@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import threading
 from collections import deque
 from pathlib import Path
 
 from hpcsh.errors import CommandError
+from hpcsh.lab import kernel
 from hpcsh.lab.progress import Progress
 
 _TIMEOUT = 3600.0
@@ -67,9 +69,14 @@ def run(command: list[str], log: Path, progress: Progress) -> list[str]:
     follower = Follower()
     last: deque[str] = deque(maxlen=12)
     environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+    if os.geteuid() == 0:
+        # Beside the result, where what a killed build leaves is found. An ordinary user's mmdebstrap works as
+        # his subordinate ids, which may not reach into his home.
+        environment["TMPDIR"] = str(log.parent)
     with log.open("w") as kept, subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, errors="replace", env=environment, start_new_session=True,
+        preexec_fn=lambda: kernel.die_with_parent(signal.SIGTERM),
     ) as process:  # fmt: skip
         watchdog = threading.Timer(_TIMEOUT, process.kill)
         watchdog.start()

@@ -30,7 +30,7 @@ class Image:
 
 def _archive() -> Path | None:
     """A finished archive of today's recipe that this user may read."""
-    for root in dict.fromkeys((paths.cache_root(), paths.SYSTEM_CACHE)):
+    for root in paths.cache_roots():
         candidate = root / recipe.key() / "rootfs.tar"
         if os.access(candidate, os.R_OK):
             return candidate

@@ -70,7 +70,7 @@ def key() -> str:
 
 def directory() -> Path | None:
     """Where the finished images are: `NAME.tar` (OCI archives) and `registry/`; None when not made yet."""
-    for root in dict.fromkeys((paths.cache_root(), paths.SYSTEM_CACHE)):
+    for root in paths.cache_roots():
         candidate = root / f"images-{key()}"
         if os.access(candidate / "registry", os.R_OK | os.X_OK):
             return candidate

@@ -25,7 +25,9 @@ class Layer:
         self._raw = path.open("wb")
         self._zip = gzip.GzipFile(fileobj=self._raw, mode="wb", compresslevel=3, mtime=0)
         self._plain = _Hashing(self._zip)
-        self._tar = tarfile.TarFile(fileobj=self._plain, mode="w", format=tarfile.PAX_FORMAT)  # type: ignore[arg-type]
+        self._tar: tarfile.TarFile = tarfile.open(  # type: ignore[call-overload]  # noqa: SIM115
+            fileobj=self._plain, mode="w|", format=tarfile.PAX_FORMAT
+        )
 
     def has(self, name: str) -> bool:
         """Whether the path `name` (relative, without a leading dot) is in the layer already."""

@@ -34,6 +34,12 @@ def cache_root() -> Path:
     return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "hpcsh/lab"
 
 
+def cache_roots() -> list[Path]:
+    """Where images that this user can read may be, his own place first; `$HPCSH_LAB_CACHE` stands alone."""
+    own = cache_root()
+    return [own] if os.environ.get("HPCSH_LAB_CACHE") or own == SYSTEM_CACHE else [own, SYSTEM_CACHE]
+
+
 def lab_dir(name: str = DEFAULT) -> Path:
     """The state directory of lab `name`; it need not exist. A name that is not one raises `UsageError`."""
     if not _NAME.fullmatch(name):
