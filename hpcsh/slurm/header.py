@@ -6,6 +6,7 @@ behaviour of sbatch 24.11: quotes group words, a backslash escapes, an unquoted 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hpcsh.errors import UsageError
@@ -30,6 +31,15 @@ class Header:
     def names(self) -> frozenset[str]:
         """Long names of the options that the header sets."""
         return frozenset(self.options)
+
+
+def header_options(lines: Iterable[str]) -> Options:
+    """What `#SBATCH` lines set, as far as it is understood; sbatch itself judges the rest."""
+    words: list[str] = []
+    for line in lines:
+        magic = next((m for m in _MAGIC if line.startswith(m)), "")
+        words += _arguments(line[len(magic) :], line)
+    return parse_flags(words, strict=False)
 
 
 def read_header(data: bytes, name: str) -> Header:
