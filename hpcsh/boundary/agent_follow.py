@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hpcsh.boundary.agent import Agent
 
 SETTLE = 0.005  # a follow that got little waits this long, so that a chatty writer costs few frames
+LITTLE = 32 * 1024
 LOCAL_KINDS = frozenset(
     ("ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "overlay", "zfs", "f2fs", "ramfs", "devtmpfs")
 )
@@ -153,9 +154,9 @@ class Follow(Request):
     def step(self, size: "int") -> "tuple[list[tuple[str, bytes, int]], bool]":
         """In a worker: what is new, and whether to look again at once."""
         if self.fd < 0:
-            event = self.open()
-            if event:
-                return event, False
+            events = self.open()
+            if self.fd < 0:
+                return events, False
         if self.stop_at >= 0:
             size = min(size, max(0, self.stop_at - self.at))
         data = b""
@@ -166,7 +167,7 @@ class Follow(Request):
                 raise
         if data:
             self.at += len(data)
-            return [("data", data, self.at - len(data))], len(data) == size or self.to_end
+            return [("data", data, self.at - len(data))], True
         return self.at_end()
 
     def open(self) -> "list[tuple[str, bytes, int]]":
@@ -260,7 +261,7 @@ class Follow(Request):
                 self.end()
                 return
             self.send("data" if data else "event", data, event=event, at=at)
-            if data and not more:
+            if len(data) < LITTLE and not self.to_end:
                 self.quiet_until = time.monotonic() + SETTLE
         self.wake_at(time.monotonic() + self.interval * (10 if self.local else 1))
         if more or again or self.dirty:
