@@ -1,22 +1,31 @@
-"""For the command line: look at the session host and stop it. Imports nothing heavy."""
+"""`hpcsh host status|stop|logs`: look at the session host and stop it. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from hpcsh.client.start import find
-from hpcsh.errors import HpcshError, TargetError, TimedOutError
+from hpcsh.errors import FAILED, OK, HpcshError, TargetError, TimedOutError, UsageError
 from hpcsh.host.status import HostStatus
 from hpcsh.serving import places, record
 
-__all__ = ["log_path", "status", "stop"]
+__all__ = ["log_path", "main", "status", "stop"]
+
+USAGE = """\
+hpcsh host status [--json]   the session host: process, memory, front ends, sessions
+hpcsh host stop              end it; jobs go on, and the next command starts another
+hpcsh host logs              what it wrote down
+"""
 
 
 def log_path() -> Path:
@@ -89,3 +98,42 @@ def _lives(pid: int) -> bool:
     except OSError:
         return False
     return state != "Z" and b"hpcsh.host" in command
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `hpcsh host …`; the exit code. `status` fails when no host runs. Raises `HpcshError`."""
+    words = list(argv)
+    if words in (["status"], ["status", "--json"]):
+        return _show(asyncio.run(status()), json="--json" in words)
+    if words == ["stop"]:
+        pid = asyncio.run(stop())
+        print("No session host runs." if pid is None else f"Stopped the session host (pid {pid}).")
+        return OK
+    if words == ["logs"]:
+        sys.stdout.flush()
+        with contextlib.suppress(FileNotFoundError), open(log_path(), "rb") as log:
+            shutil.copyfileobj(log, sys.stdout.buffer)
+        return OK
+    if words in (["--help"], ["-h"]):
+        print(USAGE, end="")
+        return OK
+    raise UsageError(f"hpcsh host: {' '.join(words) or 'what?'}", fix="hpcsh host status|stop|logs")
+
+
+def _show(found: HostStatus | None, *, json: bool) -> int:
+    if json:
+        print(msgspec.json.encode(found).decode())
+    elif found is None:
+        print("No session host runs. The next command starts one.")
+    else:
+        sessions = ", ".join(f"{name} ({users})" for name, users in found.sessions.items()) or "none"
+        age = int(time.time() - found.started)
+        clock = f"{age // 3600}:{age // 60 % 60:02}:{age % 60:02}"
+        print(f"pid       {found.pid}, version {found.version}, for {clock}")
+        print(f"memory    {found.rss / 1e6:.0f} MB")
+        print(f"clients   {found.clients - 1} besides this one, {found.calls - 1} calls under way")
+        print(f"sessions  {sessions}")
+        print(f"ends      {found.idle:g} s after its last front end has left")
+        print(f"socket    {found.socket}")
+        print(f"log       {found.log}")
+    return FAILED if found is None else OK

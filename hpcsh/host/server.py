@@ -33,8 +33,15 @@ _LOGIN_NAMES = frozenset({"SSH_AUTH_SOCK"})
 
 def fingerprint() -> tuple[int, int]:
     """Number and newest change of our source files: tells a host that it runs code that was replaced."""
-    package = Path(hpcsh.__file__).parent
-    times = [entry.stat().st_mtime_ns for entry in package.rglob("*.py")]
+    times: list[int] = []
+    directories = [str(Path(hpcsh.__file__).parent)]
+    while directories:
+        with os.scandir(directories.pop()) as entries:
+            for entry in entries:
+                if entry.name.endswith(".py"):
+                    times.append(entry.stat().st_mtime_ns)
+                elif "." not in entry.name and entry.name != "__pycache__" and entry.is_dir():
+                    directories.append(entry.path)
     return len(times), max(times)
 
 

@@ -85,7 +85,7 @@ class Caller:
         self._decoder = msgspec.msgpack.Decoder(frames.ServerFrame)
         self._pending: dict[int, _Pending] = {}
         self._number = 0
-        self._questions: set[asyncio.Task[None]] = set()
+        self._questions: dict[asyncio.Task[None], int] = {}
         self._loop: asyncio.Task[None] | None = None
         self.closed = False
 
@@ -138,8 +138,8 @@ class Caller:
     def _take(self, frame: frames.ServerFrame) -> None:
         if isinstance(frame, Question):
             task = asyncio.create_task(self._answer(frame))
-            self._questions.add(task)
-            task.add_done_callback(self._questions.discard)
+            self._questions[task] = frame.id
+            task.add_done_callback(self._questions.pop)
         elif isinstance(frame, Welcome):
             raise FrameError("a second welcome")
         elif isinstance(frame, Failure) and frame.id == 0:
@@ -156,9 +156,12 @@ class Caller:
                 pending.put(error)
 
     async def _answer(self, question: Question) -> None:
+        """Whatever the front end does, the host gets an answer; None lets the login try something else."""
         text = None
         try:
             text = await self._ask(question.prompt, question.echo) if self._ask else None
+        except (HpcshError, EOFError):
+            pass
         finally:
             self._send(Answer(question.id, question.number, text))
 
@@ -195,6 +198,8 @@ class Caller:
     async def _finish(self, number: int, pending: _Pending) -> None:
         """Cancel a call that has not ended, and wait until it has, so that nothing of it is left."""
         try:
+            for task in [task for task, call in self._questions.items() if call == number]:
+                task.cancel()
             if not pending.over:
                 self._send(Cancel(number))
                 with contextlib.suppress(TimeoutError, HpcshError):

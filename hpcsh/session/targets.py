@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 from hpcsh.boundary.base import Boundary
 from hpcsh.clock import Clock
-from hpcsh.errors import TargetError
+from hpcsh.errors import HpcshError, TargetError
 from hpcsh.profiles import Profile
 from hpcsh.session.prepared import Environment, PreparedBoundary
 from hpcsh.session.protocol import Ask
 from hpcsh.slurm.cluster import Cluster
 
 
-def make_boundary(profile: Profile, ask: Callable[[str, bool], Awaitable[str]]) -> Boundary:
+def make_boundary(profile: Profile, ask: Ask) -> Boundary:
     """The boundary of a profile's target, not yet connected. Raises `TargetError` for a lab that is down."""
     target = profile.target
+    answers = cast("Callable[[str, bool], Awaitable[str]]", ask)
     if target.lab:
         from hpcsh.boundary.ssh import SSHBoundary
         from hpcsh.lab.paths import is_up, ssh_config
@@ -24,13 +26,13 @@ def make_boundary(profile: Profile, ask: Callable[[str, bool], Awaitable[str]]) 
         if not is_up(target.lab):
             raise TargetError(f"The lab {target.lab!r} is not up.", fix=f"hpcsh lab up {target.lab}")
         config = str(ssh_config(target.lab))
-        return SSHBoundary(f"hpcsh-lab-{target.lab}", ssh_config=config, python=target.python, ask=ask)
+        return SSHBoundary(f"hpcsh-lab-{target.lab}", ssh_config=config, python=target.python, ask=answers)
     if target.ssh:
         from hpcsh.boundary.ssh import SSHBoundary
 
         ssh = target.ssh
         return SSHBoundary(
-            ssh.host, user=ssh.user, port=ssh.port, ssh_config=ssh.config, python=target.python, ask=ask
+            ssh.host, user=ssh.user, port=ssh.port, ssh_config=ssh.config, python=target.python, ask=answers
         )
     from hpcsh.boundary.local import LocalBoundary
 
@@ -51,15 +53,15 @@ class Target:
         self._prepared: PreparedBoundary | None = None
         self._cluster: Cluster | None = None
 
-    async def _question(self, prompt: str, echo: bool) -> str:
-        """Ask whoever made the login necessary."""
-        answer = await self._ask(prompt, echo) if self._ask else None
-        if answer is None:
-            raise TargetError(
-                f"The login asks {prompt.strip()!r}, and nobody answers.",
-                fix="run hpcsh from a terminal once, or load a key into your SSH agent",
-            )
-        return answer
+    async def _question(self, prompt: str, echo: bool) -> str | None:
+        """Ask whoever made the login necessary; None when nobody answers.
+
+        That is no error here: SSH goes on with what needs none and names the question in the end.
+        """
+        try:
+            return await self._ask(prompt, echo) if self._ask else None
+        except (HpcshError, EOFError):
+            return None
 
     async def open(self, ask: Ask | None) -> Boundary:
         """The connected boundary. `ask` answers what the login asks."""

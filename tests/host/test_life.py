@@ -175,6 +175,22 @@ async def test_sigterm_is_graceful(attached: Open, place: Place) -> None:
     assert await session.nodes()
 
 
+async def test_the_command_line_looks_and_stops(
+    attached: Open, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await asyncio.to_thread(control.main, ["status"]) == errors.FAILED
+    await (await attached()).nodes()
+    assert await asyncio.to_thread(control.main, ["status", "--json"]) == errors.OK
+    assert await asyncio.to_thread(control.main, ["status"]) == errors.OK
+    assert await asyncio.to_thread(control.main, ["stop"]) == errors.OK
+    told = capsys.readouterr().out
+    assert '"sessions":{"here":1}' in told
+    assert "1 besides this one" in told
+    assert "Stopped the session host" in told
+    with pytest.raises(errors.UsageError):
+        control.main(["restart"])
+
+
 async def test_foreground(place: Place) -> None:
     process = python("-m", "hpcsh.host", "--foreground")
     await eventually(lambda: places.socket_path().exists())

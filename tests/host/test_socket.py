@@ -16,7 +16,7 @@ from session_fixtures import Open, Place
 
 from hpcsh import __version__, errors
 from hpcsh.client import connect, start
-from hpcsh.host import methods
+from hpcsh.host import control, methods
 from hpcsh.model import File, SubmitSpec
 from hpcsh.serving import frames, places
 from hpcsh.serving.frames import Cancel, Credit, Failure, Hello, Request, Welcome
@@ -73,50 +73,40 @@ async def raw(*, greet: bool = True) -> Raw:
     return client
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"GET / HTTP/1.1\r\n\r\n" + b"x" * 100,
-        (1 << 30).to_bytes(4, "big") + b"x",
-        (0).to_bytes(4, "big"),
-        (3).to_bytes(4, "big") + b"\xc1\xc1\xc1",
-        (200_000).to_bytes(4, "big") + b"\x91" * 200_000,
-        frames.encode(Cancel(1)),
-    ],
-    ids=["http", "oversized", "empty", "garbage", "deep", "no-hello"],
-)
-async def test_what_is_no_hello_is_told_and_cut_off(attached: Open, data: bytes) -> None:
-    session = await attached()
-    client = await raw(greet=False)
-    client.writer.write(data)
-    answer = await client.receive()
-    assert isinstance(answer, Failure)
-    assert answer.id == 0
-    assert await client.receive() is None
-    assert await session.nodes()
+NO_HELLO = {
+    "http": b"GET / HTTP/1.1\r\n\r\n" + b"x" * 100,
+    "oversized": (1 << 30).to_bytes(4, "big") + b"x",
+    "empty": (0).to_bytes(4, "big"),
+    "garbage": (3).to_bytes(4, "big") + b"\xc1\xc1\xc1",
+    "deep": (200_000).to_bytes(4, "big") + b"\x91" * 200_000,
+    "another frame": frames.encode(Cancel(1)),
+}
+NO_FRAME = {
+    "oversized": (frames.REQUEST_LIMIT + 1).to_bytes(4, "big"),
+    "garbage": (4096).to_bytes(4, "big") + os.urandom(4096),
+    "id zero": frames.encode(Request(0, "info", msgspec.Raw(b"\x80"))),
+    "deep": DEEP,
+    "half a frame": DEEP[:-1],
+}
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        (frames.REQUEST_LIMIT + 1).to_bytes(4, "big"),
-        b"\x00\x00\x10\x00" + os.urandom(4096),
-        hello(),
-        frames.encode(Request(0, "info", msgspec.Raw(b"\x80"))),
-        (1_000_030).to_bytes(4, "big")
-        + frames.encode(Request(1, "info", msgspec.Raw(b"")))[4:]
-        + b"\x91" * 1_000_000,
-    ],
-    ids=["oversized", "garbage", "second-hello", "id-zero", "deep"],
-)
-async def test_a_client_that_breaks_the_protocol_is_cut_off(attached: Open, data: bytes) -> None:
+async def test_what_breaks_the_protocol_is_told_and_cut_off(attached: Open) -> None:
     session = await attached()
-    client = await raw()
-    client.writer.write(data)
-    client.writer.write_eof()
-    assert isinstance(await client.receive(), Failure)
-    assert await client.receive() is None
+    breaking = [(False, NO_HELLO), (True, {**NO_FRAME, "second hello": hello()})]
+    for greet, cases in breaking:
+        for name, data in cases.items():
+            client = await raw(greet=greet)
+            client.writer.write(data)
+            if greet:
+                client.writer.write_eof()
+            answer = await client.receive()
+            assert isinstance(answer, Failure), name
+            assert answer.id == 0, name
+            assert await client.receive() is None, name
     assert await session.nodes()
+    status = await control.status()
+    assert status is not None
+    assert status.clients == 2  # the session, and this question
 
 
 async def test_calls_that_do_not_fit_are_errors_and_no_more(attached: Open) -> None:

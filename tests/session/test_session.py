@@ -190,13 +190,12 @@ async def test_an_error_in_a_stream(opened: Open) -> None:
     assert caught.value.fix == "hpcsh ps"
 
 
-@pytest.mark.parametrize(
-    ("profile", "error"),
-    [("none", errors.NotFoundError), ("../x", errors.NotFoundError), ("wrong", errors.UsageError)],
-)
-async def test_a_profile_that_is_no_profile(opened: Open, profile: str, error: type[Exception]) -> None:
-    with pytest.raises(error):
-        await opened(profile)
+async def test_a_profile_that_is_no_profile(opened: Open) -> None:
+    for profile in ("none", "../x"):
+        with pytest.raises(errors.NotFoundError):
+            await opened(profile)
+    with pytest.raises(errors.UsageError, match="color"):
+        await opened("wrong")
 
 
 async def test_events_resume_by_number(opened: Open) -> None:
@@ -308,6 +307,38 @@ async def test_a_login_that_fails_can_be_tried_again(opened: Open, answer: str |
     with pytest.raises(errors.TargetError):
         await session.nodes()
     assert await session.nodes()
+
+
+async def test_a_front_end_that_cannot_ask_is_nobody(opened: Open) -> None:
+    async def ask(prompt: str, echo: bool) -> str | None:
+        raise errors.RefusedError("no terminal")
+
+    session = await opened("asks", ask=ask)
+    with pytest.raises(errors.TargetError, match="nobody answers"):
+        await session.nodes()
+
+
+async def test_giving_up_while_a_question_is_open(opened: Open) -> None:
+    asked, withdrawn = asyncio.Event(), asyncio.Event()
+
+    async def ask(prompt: str, echo: bool) -> str | None:
+        asked.set()
+        try:
+            return await asyncio.get_running_loop().create_future()
+        finally:
+            withdrawn.set()
+
+    async def answer(prompt: str, echo: bool) -> str | None:
+        return "sesame"
+
+    session = await opened("asks", ask=ask)
+    task = asyncio.create_task(session.nodes())
+    await asked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert withdrawn.is_set()
+    assert await (await opened("asks", ask=answer)).nodes()
 
 
 async def test_nobody_to_ask(opened: Open) -> None:

@@ -180,24 +180,20 @@ class LocalProcesses:
 class AskingBoundary(LocalBoundary):
     """This machine behind a login that asks for a password, as SSH does when it connects."""
 
-    def __init__(self, ask: Callable[[str, bool], Awaitable[str]]) -> None:
+    def __init__(self, ask: Callable[[str, bool], Awaitable[str | None]]) -> None:
         super().__init__(name="asking")
         self._ask = ask
         self._let_in = False
 
     async def open(self) -> None:
         if not self._let_in:
-            if await self._ask("Password: ", False) != "sesame":
+            answer = await self._ask("Password: ", False)
+            if answer is None:
+                raise errors.TargetError("The login asks 'Password:', and nobody answers.")
+            if answer != "sesame":
                 raise errors.TargetError("Permission denied.", why="wrong password", fix="try again")
             self._let_in = True
         await super().open()
-
-
-class NoCluster:
-    """There is no Slurm on this machine."""
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        pass
 
 
 def register() -> None:
@@ -206,9 +202,8 @@ def register() -> None:
         profiles.ENGINES = (*profiles.ENGINES, "local_processes")  # type: ignore[assignment]
         real = targets.make_boundary
 
-        def make(profile: Profile, ask: Callable[[str, bool], Awaitable[str]]) -> Boundary:
+        def make(profile: Profile, ask: Callable[[str, bool], Awaitable[str | None]]) -> Boundary:
             asks = profile.target.ssh and profile.target.ssh.host == "asks"
             return AskingBoundary(ask) if asks else real(profile, ask)
 
         targets.make_boundary = make
-        targets.Cluster = NoCluster  # type: ignore[misc,assignment]
