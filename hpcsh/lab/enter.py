@@ -170,7 +170,7 @@ def _run_on_terminal(pid: int, argv: list[str], user: str) -> int:
     try:
         return _wait_passing_signals(child)
     finally:
-        termios.tcsetattr(0, termios.TCSAFLUSH, saved)
+        termios.tcsetattr(0, termios.TCSADRAIN, saved)
 
 
 def _proxy(argv: list[str], user: str) -> int:
@@ -191,7 +191,7 @@ def _proxy(argv: list[str], user: str) -> int:
             os._exit(126)
     os.close(slave)
     signal.signal(signal.SIGWINCH, lambda *_: _copy_size(master))
-    tty.setraw(0)
+    tty.setraw(0, termios.TCSADRAIN)  # what was typed ahead is kept
     _shovel(master)
     return _exit_code(os.waitpid(child, 0)[1])
 

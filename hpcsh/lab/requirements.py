@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -22,7 +21,7 @@ def check(*, build: bool) -> None:
     """
     root = os.geteuid() == 0
     tools = ["tar", *(["mmdebstrap"] if build else []), *([] if root else ["newuidmap", "newgidmap"])]
-    missing = sorted({_PACKAGE[t] for t in tools if _which(t) is None})
+    missing = sorted({_PACKAGE[t] for t in tools if userns.which(t) is None})
     if missing and root:
         missing = _install(missing)
     problems = [f"these Debian packages are not installed: {' '.join(missing)}"] if missing else []
@@ -36,13 +35,9 @@ def check(*, build: bool) -> None:
         raise UnavailableError("This machine cannot run a lab yet.", why=why, fix="\n     ".join(fixes))
 
 
-def _which(tool: str) -> str | None:
-    return shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin:/sbin:/bin")
-
-
 def _install(packages: list[str]) -> list[str]:
     """Install Debian packages; those that are still missing afterwards."""
-    if _which("apt-get") is None:
+    if userns.which("apt-get") is None:
         return packages
     print(f"  installing: {' '.join(packages)}", flush=True)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}

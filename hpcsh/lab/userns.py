@@ -46,6 +46,11 @@ def subordinate(path: Path, uid: int, login: str) -> list[tuple[int, int]]:
     return ranges
 
 
+def which(tool: str) -> str | None:
+    """Where a program is; also looks where a user's PATH often does not."""
+    return shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin:/sbin:/bin")
+
+
 def login_name() -> str:
     """The login name of this process's user; his number when he has none."""
     try:
@@ -113,7 +118,7 @@ def enter() -> None:
 def _write_maps(pid: int, uids: IdMap, gids: IdMap) -> int:
     try:
         for tool, ids in (("newuidmap", uids), ("newgidmap", gids)):
-            program = shutil.which(tool) or tool
+            program = which(tool) or tool
             subprocess.run([program, str(pid), *ids.arguments()], check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return 1

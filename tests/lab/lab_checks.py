@@ -22,11 +22,15 @@ def require(part: str, reason: str) -> None:
     pytest.skip(f"{part}: {reason}")
 
 
+def command(*args: str) -> list[str]:
+    """The command line of `hpcsh lab`."""
+    return [sys.executable, "-m", "hpcsh.lab", *args]
+
+
 def run_lab(*args: str, timeout: float = 240, stdin: str = "") -> subprocess.CompletedProcess[str]:
     """Run `hpcsh lab` as a person would."""
-    command = [sys.executable, "-m", "hpcsh.lab", *args]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, input=stdin, cwd=ROOT, check=False
+        command(*args), capture_output=True, text=True, timeout=timeout, input=stdin, cwd=ROOT, check=False
     )
 
 
@@ -48,7 +52,7 @@ def on(lab: str, node: str, script: str, user: str = "alice", timeout: float = 6
 
 @dataclass
 class Footprint:
-    """What one lab occupies on this machine, found through the paths that its processes and mounts mention."""
+    """What a lab occupies on this machine, found through the paths that processes and mounts mention."""
 
     state: Path
     processes: dict[int, str] = field(default_factory=dict)
@@ -63,12 +67,14 @@ class Footprint:
         ours = _namespaces(os.getpid())
         for pid in _pids():
             try:
-                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                mounts = [m for m in Path(f"/proc/{pid}/mountinfo").read_text().splitlines() if str(state) in m]
+                line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                mounts = [
+                    m for m in Path(f"/proc/{pid}/mountinfo").read_text().splitlines() if str(state) in m
+                ]
             except OSError:
                 continue
-            if mounts or f"--state={state}" in command:
-                found.processes[pid] = command
+            if mounts or f"--state={state}" in line:
+                found.processes[pid] = line
                 found.namespaces |= _namespaces(pid) - ours
                 found.mounts |= set(mounts)
         wanted = f"hpcsh-lab-{state.name}-"
@@ -79,19 +85,26 @@ class Footprint:
     def remains(self) -> list[str]:
         """What is still there of this footprint, and what is new with the same paths; empty is right."""
         now = Footprint.of(self.state)
-        left = [f"process {pid}: {command}" for pid, command in now.processes.items()]
+        left = [f"process {pid}: {line}" for pid, line in now.processes.items()]
         left += [f"mount {m}" for m in now.mounts]
         left += [f"cgroup {c}" for c in now.cgroups]
         for pid in _pids():
             left += [f"namespace {n} in process {pid}" for n in _namespaces(pid) & self.namespaces]
-        left += [f"link {n}" for n in _links() if n.startswith("br0") or n.startswith("veth")]
+        left += [f"link {n}" for n in _links() if n.startswith(("br0", "veth"))]
         return left
 
 
 def _pids() -> Iterator[int]:
+    """Every process; not the dead that the machine's init has still to collect, which hold nothing."""
     for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            yield int(entry)
+        try:
+            if (
+                entry.isdigit()
+                and Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+            ):
+                yield int(entry)
+        except OSError:
+            continue
 
 
 def _namespaces(pid: int) -> set[str]:
