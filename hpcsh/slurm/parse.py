@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 from hpcsh.model import Node, State
 from hpcsh.slurm.job import Job
@@ -173,7 +174,7 @@ _SACCT_START = re.compile(rf"^\d+(?:[_+][^{US}\n]*)?{US}\d+(?:\+\d+)?{US}[A-Z?_]
 
 def _sacct_pieces(text: str) -> list[str]:
     starts = [m.start() for m in _SACCT_START.finditer(text)]
-    return [text[a:b].removesuffix("\n") for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
+    return [text[a:b].removesuffix("\n") for a, b in pairwise([*starts, len(text)])]
 
 
 def parse_accounting(text: str) -> dict[str, Job]:
