@@ -109,7 +109,8 @@ class AgentBoundary:
     async def _connect(self) -> Link:
         if self._link:
             await self._link.close()
-        link = Link(self.name, self._transport(), self._python)
+        transport = self._transport()  # may say a better name
+        link = Link(self.name, transport, self._python)
         self._greeting = await link.open(self.start_timeout)
         self._link = link
         return link

@@ -260,7 +260,7 @@ class Link:
             silent = loop.time() - self._heard
             if silent >= 3 * seconds:
                 self.lose(f"no sign of life for {silent:.0f} s")
-                await self._transport.close()
+                await self._transport.close(patient=False)
             elif silent >= seconds:
                 self.post({"i": 0, "op": "ping"})
 
@@ -270,5 +270,6 @@ class Link:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
+        patient = self._scanner.found and self.error is None
         self.lose("it was closed")
-        await self._transport.close()
+        await self._transport.close(patient=patient)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from hpcsh.boundary import bootstrap
 from hpcsh.boundary.base import Boundary, Process
 from hpcsh.boundary.client import AgentBoundary
-from hpcsh.boundary.transport import HIGH_WATER, KEEP_ERRORS, Lost, Receive, Transport
+from hpcsh.boundary.transport import CLOSE_TIMEOUT, HIGH_WATER, KEEP_ERRORS, Lost, Receive, Transport
 from hpcsh.errors import HpcshError
 
 
@@ -91,12 +91,12 @@ class ProcessTransport:
         """Wait until there is room to send more."""
         await self._room.wait()
 
-    async def close(self) -> None:
+    async def close(self, *, patient: bool) -> None:
         """End the agent's input, give it the time it needs to end its processes, then end the command."""
         if self._process is not None:
             self._out.put_nowait(b"")
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(15):
+                async with asyncio.timeout(CLOSE_TIMEOUT if patient else 0):
                     await self._ended.wait()
         for task in self._tasks:
             task.cancel()

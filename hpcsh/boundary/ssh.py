@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from hpcsh.boundary import bootstrap
 from hpcsh.boundary.client import AgentBoundary
 from hpcsh.boundary.ssh_config import Destination, check_host, check_user, resolve
-from hpcsh.boundary.transport import HIGH_WATER, KEEP_ERRORS, Lost, Receive, Transport
+from hpcsh.boundary.transport import CLOSE_TIMEOUT, HIGH_WATER, KEEP_ERRORS, Lost, Receive, Transport
 from hpcsh.errors import TargetError
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class SSHTransport:
         """Wait until there is room to send more."""
         await self._room.wait()
 
-    async def close(self) -> None:
+    async def close(self, *, patient: bool) -> None:
         """End the agent's input, give it the time it needs to end its processes, then disconnect."""
         self._closing = True
         for task in list(self._questions):
@@ -206,7 +206,17 @@ class SSHTransport:
         self._out.put(None)
         if self._channel is not None and not self._ended.is_set():
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(15):
+                async with asyncio.timeout(CLOSE_TIMEOUT if patient else 0):
                     await self._ended.wait()
+        await self._in_thread(self._hang_up)
+
+    def _hang_up(self) -> None:
+        """In a thread: disconnect. A login shell that has not become the agent would stay: end it."""
+        if self._channel is not None and not self._ended.is_set():
+            from hpcsh.boundary.ssh_connect import send_signal
+
+            asking = threading.Thread(target=send_signal, args=(self._channel, "TERM"), daemon=True)
+            asking.start()
+            asking.join(1)  # a dead connection may take nothing any more
         if self._dialer is not None:
-            await self._in_thread(self._dialer.abandon)
+            self._dialer.abandon()

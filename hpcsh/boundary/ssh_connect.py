@@ -144,6 +144,20 @@ class Dialer:
         return self._words.read()[-1000:].decode("utf-8", "replace").strip()
 
 
+def send_signal(channel: paramiko.Channel, name: str) -> None:
+    """Ask the server to signal the command's process group (RFC 4254, 6.9; paramiko has no call for it)."""
+    message = paramiko.Message()
+    message.add_byte(bytes([98]))  # SSH_MSG_CHANNEL_REQUEST
+    message.add_int(channel.remote_chanid)
+    message.add_string("signal")
+    message.add_boolean(False)
+    message.add_string(name)
+    transport = channel.get_transport()
+    if transport is not None and transport.is_active():
+        with contextlib.suppress(paramiko.SSHException, OSError, EOFError):
+            transport._send_user_message(message)  # type: ignore[attr-defined]
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a proxy command and what it started."""
     with contextlib.suppress(OSError):

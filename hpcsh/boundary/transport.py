@@ -19,6 +19,9 @@ Lost = Callable[[str], None]
 HIGH_WATER = 1024 * 1024
 """Bytes waiting to be sent above which `drain` waits."""
 
+CLOSE_TIMEOUT = 15.0
+"""Seconds that an agent gets to end its processes: more than its own limits."""
+
 KEEP_ERRORS = 8192
 """Bytes of an agent's standard error that are kept for messages."""
 
@@ -47,8 +50,11 @@ class Transport(Protocol):
         """Wait until there is room to send more."""
         ...
 
-    async def close(self) -> None:
-        """Close the agent's stdin, which makes it end all it started, and wait until it is gone."""
+    async def close(self, *, patient: bool) -> None:
+        """Close the agent's stdin, which makes it end all it started, and wait until it is gone.
+
+        Not `patient`: there is no agent to wait for, or it does not answer; end the command.
+        """
         ...
 
 
@@ -139,7 +145,7 @@ class PipeTransport:
         """Wait until there is room to send more."""
         await self._input.room.wait()
 
-    async def close(self) -> None:
+    async def close(self, *, patient: bool) -> None:
         """Close the pipe; an agent that does not end within its own limits is killed."""
         if self._writer and not self._writer.is_closing():
             self._writer.abort()
@@ -147,15 +153,15 @@ class PipeTransport:
         if process is None:
             return
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(CLOSE_TIMEOUT if patient else 0):
                 await self._ended.wait()
-        self.status = await asyncio.get_running_loop().run_in_executor(None, _bury, process)
+        self.status = await asyncio.get_running_loop().run_in_executor(None, _bury, process, patient)
 
 
-def _bury(process: subprocess.Popen[bytes]) -> int:
-    """Wait for a process whose output has ended; kill it when it does not go."""
+def _bury(process: subprocess.Popen[bytes], patient: bool) -> int:
+    """Wait for a process that should have ended; kill it when it does not go."""
     try:
-        return process.wait(2)
+        return process.wait(2 if patient else 0.2)
     except subprocess.TimeoutExpired:
         with contextlib.suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -20,7 +20,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     server = Sshd(tmp_path_factory.mktemp("sshd"))
     server.start()
     yield server
-    server.kill()
+    server.remove()
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def own_sshd(tmp_path: Path) -> Iterator[Sshd]:
     server = Sshd(tmp_path / "sshd")
     server.start()
     yield server
-    server.kill()
+    server.remove()
 
 
 @pytest.fixture(scope="session")

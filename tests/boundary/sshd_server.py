@@ -99,12 +99,15 @@ class Sshd:
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("host", "client"):
             keygen(folder / name)
+        self.keys = Path(tempfile.mkdtemp(prefix="hpcsh-keys-"))  # users must be able to read it
+        self.keys.chmod(0o755)
+        shutil.copy(folder / "client.pub", self.keys / "all")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self.options = {
             "Port": str(self.port), "ListenAddress": "127.0.0.1", "HostKey": str(folder / "host"),
-            "AuthorizedKeysFile": str(folder / "client.pub"), "StrictModes": "no", "UsePAM": "no",
+            "AuthorizedKeysFile": str(self.keys / "all"), "StrictModes": "no", "UsePAM": "no",
             "PidFile": "none", "MaxSessions": "2", "PermitRootLogin": "yes", "MaxStartups": "100", **options,
         }  # fmt: skip
         self.process: subprocess.Popen[bytes] | None = None
@@ -134,12 +137,17 @@ class Sshd:
     def kill(self) -> None:
         """Kill the server and the processes of its connections, but not what users run."""
         if self.process:
-            mine = [self.process.pid, *(pid for pid in descendants(self.process.pid) if _is_sshd(pid))]
+            mine = [self.process.pid, *(pid for pid in descendants(self.process.pid) if is_sshd(pid))]
             for pid in mine:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
+
+    def remove(self) -> None:
+        """Kill, and leave no file outside the folder."""
+        self.kill()
+        shutil.rmtree(self.keys, ignore_errors=True)
 
     def config(self, user: str = "", *more: str, name: str = "target") -> str:
         """An ssh_config file for a login here as `user`; the host is called "target"."""
@@ -157,7 +165,7 @@ def keygen(path: Path, phrase: str = "") -> None:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", phrase, "-f", path], check=True)
 
 
-def _is_sshd(pid: int) -> bool:
+def is_sshd(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text().startswith("sshd")
     return False
