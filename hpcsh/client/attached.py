@@ -69,15 +69,26 @@ class AttachedSession:
         async with self._lock:
             if self._closed:
                 raise TargetError("The session is closed.")
-            if self._caller is None or self._caller.closed:
-                caller, welcome = await reach(self._ask)
+            for left in (2, 1, 0):
+                if self._caller and not self._caller.closed:
+                    break
                 try:
-                    await caller.call("attach", {"profile": self.profile})
-                except BaseException:
-                    await caller.close()
-                    raise
-                self._caller, self._pid = caller, welcome.pid
+                    self._caller = await self._open()
+                except ConnectionLostError:  # the host was just ending: idle, or told to stop
+                    if not left:
+                        raise
+            assert self._caller is not None
             return self._caller
+
+    async def _open(self) -> Caller:
+        caller, welcome = await reach(self._ask)
+        try:
+            await caller.call("attach", {"profile": self.profile})
+        except BaseException:
+            await caller.close()
+            raise
+        self._pid = welcome.pid
+        return caller
 
     async def _call(self, result: type[T], method: str, **args: Any) -> T:
         tries = 2

@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 IDLE = 600.0
 PREDECESSOR = 10.0
 """Seconds that a host which is just stopping is waited for."""
-STOPPING = 30
-"""Seconds after which a host that was told to stop is killed."""
 _LOG_LIMIT = 1 << 20
 
 
@@ -114,7 +112,6 @@ async def serve(ready: Callable[[], None]) -> None:
         try:
             await host.run(ready)
         finally:
-            signal.alarm(STOPPING)  # whatever hangs from here on, the process ends
             await sessions.close()
             places.record_path().unlink(missing_ok=True)
             log.info("stopped")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 CLIENTS = 128
 """Connections at once."""
+STOPPING = 30
+"""Seconds after which a host that was told to stop is killed."""
 _LOGIN_NAMES = frozenset({"SSH_AUTH_SOCK"})
 
 
@@ -139,10 +142,11 @@ class Host:
     async def run(self, ready: Callable[[], None]) -> None:
         """Serve until told to stop or idle; then refuse new clients and end what the others still run."""
         server = await asyncio.start_unix_server(self._accept, sock=self._listener, limit=1 << 20)
-        self._quiet()
+        self._quiet(at_least=5)
         ready()
         try:
             await self._stopping.wait()
+            signal.alarm(STOPPING)  # whatever hangs from here on, the process ends
         finally:
             if self._timer:
                 self._timer.cancel()
@@ -152,11 +156,11 @@ class Host:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _quiet(self) -> None:
+    def _quiet(self, *, at_least: float = 0) -> None:
         """Arm the idle timer: while it runs nothing wakes the process."""
         if not self._clients and not self._stopping.is_set():
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._idle, self.stop, f"idle for {self._idle:g} s")
+            self._timer = loop.call_later(max(self._idle, at_least), self.stop, f"idle for {self._idle:g} s")
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         sock = writer.get_extra_info("socket")

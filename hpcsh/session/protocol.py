@@ -130,5 +130,5 @@ class Session(Protocol):
         ...
 
     async def close(self) -> None:
-        """Leave the session; harmless when it is closed. Streams that are still open end."""
+        """Leave the session; harmless when it is closed. Close streams first: open ones may fail now."""
         ...

@@ -15,16 +15,24 @@ from hpcsh.session.protocol import Ask
 from hpcsh.slurm.cluster import Cluster
 
 
+def check_lab(profile: Profile) -> None:
+    """Raise `TargetError` for a lab that is down, with a fix that SSH's own words would not name."""
+    name = profile.target.lab
+    if name:
+        from hpcsh.lab.paths import is_up
+
+        if not is_up(name):
+            raise TargetError(f"The lab {name!r} is not up.", fix=f"hpcsh lab up {name}")
+
+
 def make_boundary(profile: Profile, ask: Ask) -> Boundary:
-    """The boundary of a profile's target, not yet connected. Raises `TargetError` for a lab that is down."""
+    """The boundary of a profile's target, not yet connected."""
     target = profile.target
     answers = cast("Callable[[str, bool], Awaitable[str]]", ask)
     if target.lab:
         from hpcsh.boundary.ssh import SSHBoundary
-        from hpcsh.lab.paths import is_up, ssh_config
+        from hpcsh.lab.paths import ssh_config
 
-        if not is_up(target.lab):
-            raise TargetError(f"The lab {target.lab!r} is not up.", fix=f"hpcsh lab up {target.lab}")
         config = str(ssh_config(target.lab))
         return SSHBoundary(f"hpcsh-lab-{target.lab}", ssh_config=config, python=target.python, ask=answers)
     if target.ssh:
@@ -67,9 +75,14 @@ class Target:
         """The connected boundary. `ask` answers what the login asks."""
         async with self._lock:
             if self._boundary is None:
+                check_lab(self._profile)
                 self._boundary = make_boundary(self._profile, self._question)
             self._ask = ask
-            await self._boundary.open()
+            try:
+                await self._boundary.open()
+            except TargetError:
+                check_lab(self._profile)
+                raise
             return self._boundary
 
     def cluster(self, environment: Environment) -> Cluster:

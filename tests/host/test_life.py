@@ -153,7 +153,7 @@ async def test_events_after_a_restart_are_not_missed(attached: Open, place: Plac
 async def test_an_idle_host_ends_and_a_used_one_does_not(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HPCSH_IDLE", "0.2")
+    monkeypatch.setenv("HPCSH_IDLE", "0")
     session = await connect("here")
     (pid,) = hosts(place)
     await asyncio.sleep(0.6)
@@ -213,6 +213,18 @@ async def test_a_login_without_the_runtime_directory_finds_the_host(
         assert (await session.info()).host_pid == pid
         await session.close()
     monkeypatch.setenv("HPCSH_RUNTIME_DIR", str(place.run))
+
+
+async def test_a_later_login_brings_its_ssh_agent(
+    attached: Open, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await attached()
+    monkeypatch.setenv("SSH_AUTH_SOCK", "/tmp/agent.7")
+    monkeypatch.setenv("NOT_HANDED_ON", "1")
+    await attached()
+    program = ("sh", "-c", 'echo "$SSH_AUTH_SOCK$NOT_HANDED_ON"')
+    told = b"".join([f.data async for f in session.launch(launch(*program)) if f.stream == 1])
+    assert told == b"/tmp/agent.7\n"
 
 
 async def test_a_session_in_process_keeps_the_host_out(place: Place) -> None:
