@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import shlex
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from hpcsh.errors import HpcshError, RefusedError, UsageError
 from hpcsh.model import File, Progress
 from hpcsh.session import Session
 from hpcsh.verbs.context import Output
-from hpcsh.verbs.output import Cell, harmless, size, table
+from hpcsh.verbs.output import Cell, cut, harmless, size, table
 from hpcsh.verbs.registry import execute, find, parser, verbs
 
 
@@ -45,11 +46,15 @@ class Console:
         self._write(self._err, "\n".join(map(harmless, text.split("\n"))).encode() + b"\n")
 
     def table(self, headers: list[str], rows: list[list[Cell]], *, empty: str = "") -> None:
-        """A table, or `empty` to standard error."""
+        """A table, or `empty` to standard error. On a terminal lines are cut to its width."""
         if not rows and empty:
             self.note(empty)
-        else:
-            self._write(self._out, ("\n".join(table(headers, rows)) + "\n").encode())
+            return
+        lines = table(headers, rows)
+        if self._out.isatty():
+            columns = shutil.get_terminal_size().columns
+            lines = [cut(line, columns) for line in lines]
+        self._write(self._out, ("\n".join(lines) + "\n").encode())
 
     def data(self, value: object) -> None:
         """One JSON document."""

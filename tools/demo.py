@@ -62,7 +62,7 @@ def pmix() -> None:
     source = ROOT / "examples" / "mpi" / "init_finalize.c"
     run(
         "lab", "exec", "--user", "alice", "login", "--", "sh", "-c", f"cd && {COMPILE}", stdin=source,
-        shown="hpcsh lab exec --user alice login -- sh -c 'cd && mpicc …'  # compile examples/mpi/init_finalize.c",
+        shown="hpcsh lab exec --user alice login -- sh -c 'cd && mpicc …' < examples/mpi/init_finalize.c",
     )  # fmt: skip
     run("up", "-N", "3")
     run("status")

@@ -94,6 +94,8 @@ def options(function: Callable[..., object]) -> dict[str, bool]:
     known: dict[str, bool] = {}
     for name, annotation in _parameters(function):
         base, *extras = get_args(annotation) or (annotation,)
+        if any(getattr(e, "parse", None) is False for e in extras):
+            continue
         names = next((e.name for e in extras if getattr(e, "name", None)), None)
         known.update(dict.fromkeys(names or [f"--{name.replace('_', '-')}"], base is not bool))
     return known

@@ -24,8 +24,11 @@ def width(text: str) -> int:
 
 
 def table(headers: list[str], rows: list[list[Cell]]) -> list[str]:
-    """Lines of an aligned table; numbers to the right."""
-    texts = [[harmless("" if c is None else str(c)) or "-" for c in row] for row in rows]
+    """Lines of an aligned table; numbers to the right, `-` for nothing (but in a column without a name)."""
+    blank = ["-" if header else "" for header in headers]
+    texts = [
+        [harmless("" if c is None else str(c)) or b for c, b in zip(row, blank, strict=True)] for row in rows
+    ]
     widths = [max(width(line[i]) for line in [headers, *texts]) for i in range(len(headers))]
     numeric = [bool(rows) and all(isinstance(r[i], int) for r in rows) for i in range(len(headers))]
 
@@ -37,6 +40,19 @@ def table(headers: list[str], rows: list[list[Cell]]) -> list[str]:
         return "  ".join(padded).rstrip()
 
     return [line(headers), *map(line, texts)]
+
+
+def cut(text: str, columns: int) -> str:
+    """A text that fits into so many columns; where something is missing it ends with `…`."""
+    if width(text) <= columns:
+        return text
+    kept, used = "", 1
+    for c in text:
+        used += width(c)
+        if used > columns:
+            break
+        kept += c
+    return kept + "…"
 
 
 def duration(seconds: float | None) -> str:

@@ -24,12 +24,13 @@ _VALUES = {
     ),
     **dict.fromkeys(("--mca", "-mca", "--prtemca", "--pmixmca", "--gmca", "--omca"), 2),
 }
-_FLAGS = frozenset(
-    "--do-not-launch --do-not-resolve --enable-recovery --continuous --oversubscribe --report-bindings "
-    "--verbose -v --tag-output --timestamp-output --stop-on-exec --get-stack-traces --report-state-on-timeout "
-    "--forward-signals --set-cwd-to-session-dir --preload-binary -s --allow-run-as-root --display-map "
-    "--display-allocation --nolocal".split()
-)
+_FLAGS = {
+    "--do-not-launch", "--do-not-resolve", "--enable-recovery", "--continuous", "--oversubscribe",
+    "--report-bindings", "--verbose", "-v", "--tag-output", "--timestamp-output", "--stop-on-exec",
+    "--get-stack-traces", "--report-state-on-timeout", "--forward-signals", "--set-cwd-to-session-dir",
+    "--preload-binary", "-s", "--allow-run-as-root", "--display-map", "--display-allocation",
+    "--nolocal",
+}  # fmt: skip
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:

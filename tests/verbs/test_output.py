@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcsh.verbs.output import duration, harmless, size, table, width
+from hpcsh.verbs.output import cut, duration, harmless, size, table, width
 
 
 @given(st.text())
@@ -41,3 +41,12 @@ def test_durations(seconds: float | None, text: str) -> None:
 )
 def test_sizes(count: int | None, text: str) -> None:
     assert size(count) == text
+
+
+@given(st.text(), st.integers(2, 80))
+def test_a_line_never_exceeds_the_terminal(text: str, columns: int) -> None:
+    assert width(cut(harmless(text), columns)) <= columns
+
+
+def test_a_column_without_a_name_stays_empty() -> None:
+    assert table(["", "A"], [["", "x"], ["·", None]]) == ["   A", "   x", "·  -"]

@@ -121,3 +121,8 @@ def test_an_unknown_verb_names_what_is_near() -> None:
     with pytest.raises(UsageError) as caught:
         find("sumbit")
     assert "submit" in caught.value.why
+
+
+def test_only_what_can_be_typed_is_an_option() -> None:
+    for verb in verbs().values():
+        assert "--context" not in options(verb.function)
