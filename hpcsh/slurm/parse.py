@@ -273,7 +273,7 @@ def _record_facts(text: str) -> list[tuple[str, str]]:
         found = list(_FACT.finditer(line.strip())) if begins else []
         if not found:
             if facts and line:
-                facts[-1] = (facts[-1][0], f"{facts[-1][1]}\n{line}")
+                facts[-1] = (facts[-1][0], f"{facts[-1][1]}\n{line.rstrip()}")
             continue
         facts.extend(_line_facts(line.strip(), found))
     return facts

@@ -6,7 +6,7 @@ On the target a workload of ours lives in `<workdir>/jobs/<id>/`:
 - `run/<id>`    made exclusively by the guard, holds the job id (`withdrawn` when hpcsh took it itself)
 - `marks`       one line per happening, `<epoch> <what> [<who>] [<value>]`, appended by the script:
                 `start <jobid> <stdout path>`, `container-start NAME`, `container-exit NAME CODE`,
-                `signal NAME`, `end CODE`; tasks of an array write to `marks.<task>`
+                `signal NAME`, `restart COUNT`, `end CODE`; tasks of an array write to `marks.<task>`
 - `setup.sh`, `slurm_script`   the profile's setup, a user's own script
 - further files of the engine, and logs
 """

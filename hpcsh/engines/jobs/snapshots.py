@@ -179,29 +179,26 @@ class Snapshots:
     def _by_marks(self, latest: Workload, marks: Sequence[Mark], many: bool) -> Workload:
         if many or latest.state.terminal:
             return latest
-        if done := view.surely_done(marks):
-            return view.from_end(latest, done)
         if view.end_mark(marks) is not None:
             self._c.cluster.hasten()
-        return view.started(latest, marks)
+        return view.by_marks(latest, marks)
 
     def _without_slurm(
         self, record: Record, known: Workload, marks: Sequence[Mark], queue: Queue, many: bool
     ) -> Workload:
         """The job is not in the queue: what its own script left, else its last state for a while."""
-        if not many and (end := view.end_mark(marks)):
-            sure = view.surely_done(marks)
-            if sure or int(facts(record).get("missing", 0)) > 1:
-                return view.from_end(known, end)
-            self._c.cluster.hasten()
+        missing = int(facts(record).get("missing", 0))
+        end = None if many else view.end_mark(marks)
+        if end is not None and missing > 1:
+            return view.from_end(known, end)
         since = facts(record).get("missing_since")
-        if since is not None and queue.as_of - float(since) > PATIENCE and int(facts(record)["missing"]) > 2:
+        if since is not None and queue.as_of - float(since) > PATIENCE and missing > 2:
             return replace(
                 known,
                 state=State.UNKNOWN,
                 message="Slurm does not know the job any more, and it left no result",
             )
-        return view.started(known, marks) if not many else known
+        return self._by_marks(known, marks, many)
 
     async def _settle(self, record: Record, queue: Queue) -> Record:
         if queue is self._queue or queue.stale:
@@ -230,12 +227,10 @@ def _held(known: Workload, latest: Workload) -> Workload:
 
 
 def _of_this_run(record: Record, rows: Sequence[Job], marks: Sequence[Mark]) -> Sequence[Mark]:
-    """The marks, unless they are of a run before a requeue."""
+    """The marks, unless they are of a run before a requeue that Slurm tells of."""
     restarts = max((j.restarts for j in rows), default=int(facts(record).get("restarts", 0)))
-    if not restarts or not rows or not marks:
-        return marks
-    since = rows[0].started if rows[0].started is not None else rows[0].submitted
-    return [] if since is not None and marks[0].at < since - 2 else marks
+    run = next((m.value for m in marks if m.what == "restart"), "0")
+    return marks if run.isdigit() and int(run) >= restarts else []
 
 
 def _power_of_two(n: int) -> bool:

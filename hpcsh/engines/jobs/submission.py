@@ -151,6 +151,7 @@ class Submission:
     async def submit(self, job: JobSpec) -> Record:
         """Commit the intent, stage the files, sbatch, commit the job id; the record then."""
         ready = await self.prepare(job)
+        await self._check_places(ready)
         now = self._c.clock.now()
         waiting = Workload(
             id=job.id, name=ready.name, kind=job.kind, state=State.SUBMITTING, engine=self._c.profile.engine,
@@ -206,10 +207,16 @@ class Submission:
         self._c.store.save(record)
         return record
 
+    async def _check_places(self, ready: Prepared) -> None:
+        boundary = self._c.boundary
+        taken, cwd = await asyncio.gather(boundary.stat(ready.directory), boundary.stat(ready.cwd))
+        if taken is not None:
+            raise UsageError(f"There is a workload {ready.job.id} already.", why=ready.directory)
+        if cwd is None:
+            raise UsageError(f"The directory {ready.cwd} does not exist on {boundary.name}.")
+
     async def _stage(self, ready: Prepared) -> None:
         boundary, directory = self._c.boundary, ready.directory
-        if await boundary.stat(directory) is not None:
-            raise UsageError(f"There is a workload {ready.job.id} already.", why=directory)
         await boundary.mkdir(f"{directory}/run", mode=0o700)
         for parent in sorted({posixpath.dirname(s.path) for s in ready.files} - {""}):
             await boundary.mkdir(f"{directory}/{parent}", mode=0o700)

@@ -25,8 +25,9 @@ class Staged:
 class Mark:
     """A line of `marks`.
 
-    `start` has the job id as `who` and the path of its standard output as `value`; `end CODE` and
-    `signal NAME` have only a `value`; anything else has its first word as `who`, the rest as `value`.
+    `start` has the job id as `who` and the path of its standard output as `value`. `end CODE`, `signal NAME`
+    and `restart COUNT` (after the `start` of a requeued job) have only a `value`. Anything else has its first
+    word as `who` and the rest as `value`.
     """
 
     at: float
@@ -78,7 +79,7 @@ def parse_marks(data: bytes) -> list[Mark]:
         if not found:
             continue
         rest = found[3] or ""
-        who, value = ("", rest) if found[2] in ("end", "signal") else rest.partition(" ")[::2]
+        who, value = ("", rest) if found[2] in ("end", "signal", "restart") else rest.partition(" ")[::2]
         marks.append(Mark(float(found[1]), found[2], who, value))
     return marks
 

@@ -139,15 +139,6 @@ def end_mark(marks: Sequence[Mark]) -> Mark | None:
     return next((m for m in reversed(marks) if m.what == "end"), None)
 
 
-def surely_done(marks: Sequence[Mark]) -> Mark | None:
-    """The end of a run that succeeded and that nobody had sent a signal; Slurm can only say the same.
-
-    Any other end may be a cancellation, a time limit or a requeue: Slurm has the word.
-    """
-    end = end_mark(marks)
-    return end if end and end.value == "0" and not any(m.what == "signal" for m in marks) else None
-
-
 def from_end(known: Workload, end: Mark) -> Workload:
     """A workload that is final by its own script's last mark."""
     code = int(end.value) if end.value.isdigit() else 1
@@ -165,11 +156,18 @@ def from_end(known: Workload, end: Mark) -> Workload:
     )
 
 
-def started(known: Workload, marks: Sequence[Mark]) -> Workload:
-    """A workload whose script has begun, as its `start` mark tells before squeue does."""
-    start = next((m for m in marks if m.what == "start"), None)
-    if start is None or known.state not in (State.PENDING, State.SUBMITTING, State.UNKNOWN):
+def by_marks(known: Workload, marks: Sequence[Mark]) -> Workload:
+    """What marks add to what Slurm says: they may be newer than squeue, and never make a workload final.
+
+    A script that ends with 0 may have been cancelled: scancel ends its steps, and the shell goes on. Only
+    Slurm can tell.
+    """
+    if known.state.terminal:
         return known
-    if known.submitted is not None and start.at < known.submitted - 5:
-        return known  # a mark of the run before the requeue
-    return replace(known, state=State.RUNNING, started=start.at, reason="", message="")
+    start = next((m for m in marks if m.what == "start"), None)
+    if start is not None and known.state in (State.PENDING, State.SUBMITTING, State.UNKNOWN):
+        known = replace(known, state=State.RUNNING, started=start.at, reason="", message="")
+    end = end_mark(marks)
+    if end is not None:
+        known = replace(known, message=f"its script has ended with code {end.value}")
+    return known
