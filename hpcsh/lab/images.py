@@ -23,6 +23,7 @@ _WITHOUT = (
 _DIRECTORIES = {"dev": 0o755, "etc": 0o755, "proc": 0o755, "sys": 0o755, "root": 0o700, "tmp": 0o1777}
 # A graphics stack of 240 MB that hwloc's plugins depend on; MPI runs without it.
 _GRAPHICS = ("libLLVM*", "libamd*", "libhsa-*", "libz3.*", "ucx/*rocm*", "hwloc/*")
+_MCA = "etc/openmpi/openmpi-mca-params.conf"  # an image knows the site's network as the nodes do
 _VERSION = 1  # of this module's way to make them
 _ENTRY = b"""#!/bin/sh
 echo "entrypoint: $* (GREETING=$GREETING, in $(pwd))"
@@ -56,7 +57,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "mpi": Recipe(
         packages=("openmpi-bin", "libc-bin"),
-        files={"etc/openmpi/openmpi-mca-params.conf": b"btl_tcp_if_include = eth0\n"},
+        files={_MCA: (layer.TREE / _MCA).read_bytes()},
         links={f"usr/bin/{n}": f"{n}.openmpi" for n in ("mpirun", "mpiexec")},
         config={"Env": [_PATH, "LANG=C.UTF-8"], "Cmd": ["sh"]},
     ),

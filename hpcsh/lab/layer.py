@@ -12,7 +12,8 @@ from typing import IO
 
 from hpcsh.lab import config, kernel, userns
 
-_TREE = Path(str(resources.files("hpcsh.lab"))) / "files/node"
+TREE = Path(str(resources.files("hpcsh.lab"))) / "files/node"
+"""The files that every node of every lab has; some are templates."""
 _EXECUTABLE = "usr/lib/hpcsh-lab"
 
 
@@ -28,8 +29,8 @@ def write(state: Path, rootfs: Path, settings: config.Settings, can: config.Abil
     Runs as the root of the lab's namespaces, in a mount namespace of its own, before any node is mounted.
     """
     layer = state / "layer"
-    for source in sorted(p for p in _TREE.rglob("*") if p.is_file()):
-        path = str(source.relative_to(_TREE))
+    for source in sorted(p for p in TREE.rglob("*") if p.is_file()):
+        path = str(source.relative_to(TREE))
         _put(layer, path, source.read_bytes(), 0o755 if path.startswith(_EXECUTABLE) else 0o644)
     made = config.files(settings, can)
     for path, text in made.items():
