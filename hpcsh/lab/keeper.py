@@ -135,7 +135,7 @@ def _arrange(state: Path, rootfs: Path, report: _Report) -> config.Abilities:
     return config.Abilities(
         cgroups=cgroups.usable() and userns.is_initial(),
         gpus=True,
-        fuse=nodes.fuse_works(test),
+        fuse=nodes.fuse_works(state),
         ids=userns.id_count(),
     )
 

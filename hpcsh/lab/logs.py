@@ -33,28 +33,39 @@ def show(name: str, service: str | None, lines: int) -> None:
     if not lab.state.is_dir():
         raise NotFoundError(f"There is no lab {name}.", fix=f"hpcsh lab up {name}")
 
-    # Some belong to the services' users; in the lab's user namespace their owner is ours.
-    def work() -> None:
-        for path in _paths(lab, service):
-            print(f"==> {path}\n{_tail(path, lines)}", end="", flush=True)
+    alive = lab.nodes()
+    for node, inside in _places(lab, service):
+        print(f"==> {node}: {inside}", flush=True)
+        if node in alive and inside.startswith("/var"):
+            print(lab.capture(node, ["tail", "-n", str(lines), inside], timeout=10).out, end="", flush=True)
+        else:
+            _tail(_stored(lab, node, inside), lines)
 
-    if not userns.call_as_root(work):
-        raise NotFoundError(f"The log of {service} could not be read.")
 
-
-def _paths(lab: Lab, service: str) -> list[Path]:
+def _places(lab: Lab, service: str) -> list[tuple[str, str]]:
+    """Node and path of each log; of what is not written on a node, the path below the state directory."""
     nodes = config.all_nodes(lab.settings().nodes)
     if service == "keeper":
-        return [lab.state / "keeper.log"]
+        return [("machine", "keeper.log")]
     if service == "boot":
-        return [lab.state / "nodes" / n / "boot.log" for n in nodes]
+        return [(n, f"nodes/{n}/boot.log") for n in nodes]
     where = nodes[1:] if service in _COMPUTE else nodes if service == "munge" else nodes[:1]
-    return [lab.state / "nodes" / n / "upper" / _FILES[service] for n in where]
+    return [(n, f"/{_FILES[service]}") for n in where]
 
 
-def _tail(path: Path, lines: int) -> str:
-    try:
-        with path.open(errors="replace") as file:
-            return "".join(deque(file, maxlen=max(lines, 0)))
-    except FileNotFoundError:
-        return "(nothing yet)\n"
+def _stored(lab: Lab, node: str, inside: str) -> Path:
+    return lab.state / "nodes" / node / "upper" / inside[1:] if inside.startswith("/") else lab.state / inside
+
+
+def _tail(path: Path, lines: int) -> None:
+    """Print the end of a file that may belong to a service's user, who is ours in a user namespace."""
+
+    def work() -> None:
+        try:
+            with path.open(errors="replace") as file:
+                print("".join(deque(file, maxlen=max(lines, 0))), end="", flush=True)
+        except FileNotFoundError:
+            print("(nothing yet)", flush=True)
+
+    if not userns.call_as_root(work):
+        raise NotFoundError(f"{path} could not be read.")

@@ -152,10 +152,10 @@ def fuse_works(scratch: Path) -> bool:
     """Whether the nodes' ordinary users can open /dev/fuse; `scratch` is a directory to try in."""
     device = Path("/dev/fuse")
     try:
-        os.mknod(scratch / "fuse", 0o600 | stat.S_IFCHR, os.makedev(_MISC, _FUSE))
+        os.mknod(scratch / ".fuse", 0o600 | stat.S_IFCHR, os.makedev(_MISC, _FUSE))
     except OSError:
         return device.exists() and device.stat().st_mode & 0o006 == 0o006
-    (scratch / "fuse").unlink()
+    (scratch / ".fuse").unlink()
     return device.exists() or "\tfuse\n" in Path("/proc/filesystems").read_text()
 
 

@@ -46,7 +46,8 @@ def lab_dir(name: str = DEFAULT) -> Path:
         raise UsageError(
             f"{name!r} cannot name a lab.", fix="use up to 32 lower-case letters, digits and inner dashes"
         )
-    return state_root() / name
+    # Processes are found by this path: it must be the same whichever way one came.
+    return state_root().resolve() / name
 
 
 def ssh_config(name: str = DEFAULT) -> Path:
