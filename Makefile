@@ -15,6 +15,7 @@ lint:
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	$(PYTHON) tools/conformance.py --check
 
 bench:
 	@tools/bootstrap
