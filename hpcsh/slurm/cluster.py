@@ -10,7 +10,7 @@ from hpcsh.boundary.base import Boundary
 from hpcsh.clock import Clock
 from hpcsh.errors import CommandError, HpcshError, TargetError, TimedOutError, UnknownOutcomeError
 from hpcsh.model import Node
-from hpcsh.slurm import parse
+from hpcsh.slurm import listings, parse
 from hpcsh.slurm.client import Client, hint, surely_refused, words
 from hpcsh.slurm.job import Job, Queue
 from hpcsh.slurm.poller import Poller
@@ -165,14 +165,14 @@ class Cluster:
 
     async def nodes(self) -> list[Node]:
         """The cluster's nodes, from one sinfo call."""
-        argv = ["sinfo", "-h", "-N", "-a", "-O", parse.long_format(parse.SINFO_FIELDS)]
-        return parse.parse_nodes(await self.client.ask(argv, "The nodes cannot be listed."))
+        argv = ["sinfo", "-h", "-N", "-a", "-O", parse.long_format(listings.SINFO_FIELDS)]
+        return listings.parse_nodes(await self.client.ask(argv, "The nodes cannot be listed."))
 
     async def facts(self, job_id: str) -> list[tuple[str, str]]:
         """What `scontrol show job` says, in its order; falls back to sacct; empty when nobody knows it."""
         try:
             text = await self.client.ask(["scontrol", "show", "job", job_id], "The job cannot be shown.")
-            if facts := parse.parse_facts(text, job_id):
+            if facts := listings.parse_facts(text, job_id):
                 return facts
         except CommandError as error:
             if not _UNKNOWN_JOB.search(error.why):

@@ -1,6 +1,6 @@
-"""Pure parsing of what squeue, sacct, sinfo and scontrol print.
+"""Pure parsing of what squeue, sacct and sbatch print.
 
-squeue and sinfo are asked by `-O FIELD:0<suffix>`: width 0 prints a value whole (an `-O` field without a
+squeue is asked by `-O FIELD:0<suffix>`: width 0 prints a value whole (an `-O` field without a
 width is cut at 20 columns), the suffix is our separator. Fields are separated by US (0x1f) and records ended
 by RS (0x1e), which no tool prints by itself; values of fixed form come first and free text last, so that
 a name or comment with delimiters, newlines or control characters can damage neither ids nor states.
@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 
-from hpcsh.model import Node, State
+from hpcsh.model import State
 from hpcsh.slurm.job import Job
 from hpcsh.slurm.states import exit_code, state_of
 
 US = "\x1f"
 RS = "\x1e"
-MIB = 1024 * 1024
 
 QUEUE_FIXED = (
     "JobID", "ArrayJobID", "ArrayTaskID", "HetJobID", "HetJobOffset", "State", "exit_code", "RestartCnt",
@@ -33,8 +33,6 @@ SACCT_FIXED = (
 )  # fmt: skip
 SACCT_FREE = ("Reason", "WorkDir", "SubmitLine", "JobName", "Comment")
 
-SINFO_FIELDS = ("NodeHost", "StateLong", "CPUsState", "Memory", "AllocMem", "Gres", "Partition", "Reason")
-
 
 def long_format(fields: Sequence[str]) -> str:
     """The argument of `-O` that prints these fields whole, US between them and RS after the last."""
@@ -46,12 +44,16 @@ def queue_format() -> str:
     return long_format((*QUEUE_FIXED, *QUEUE_FREE))
 
 
-def _value(text: str) -> str:
+_NOTHING = frozenset({"", "(null)", "N/A", "None assigned", "Unknown", "NONE", "n/a"})
+
+
+def value_of(text: str) -> str:
     """A value, or "" for Slurm's ways to say that there is none."""
-    return "" if text in ("(null)", "N/A", "None assigned", "Unknown", "NONE", "n/a") else text
+    return "" if text in _NOTHING else text
 
 
-def _number(text: str) -> int:
+def number_in(text: str) -> int:
+    """The whole number at the beginning of a text, else 0."""
     found = re.match(r"\d+", text.strip())
     return int(found[0]) if found else 0
 
@@ -75,9 +77,9 @@ def job_id(raw: str, array: str, task: str, het: str, offset: str) -> str:
 
     A job whose own id differs from its array's is shown by the array's id and the task.
     """
-    if _value(task):
+    if value_of(task):
         return f"{array}_{task}" if task.isdigit() else f"{array}_[{task}]"
-    if _value(het) and het != "0":
+    if value_of(het) and het != "0":
         return f"{het}+{offset}"
     return raw
 
@@ -124,9 +126,8 @@ def parse_queue(text: str) -> dict[str, Job]:
     exit status that it is not complete.
     """
     jobs: dict[str, Job] = {}
-    for values in _records(text, _QUEUE_START, len(QUEUE_FIXED), len(QUEUE_FREE), _queue_pieces):
-        row = dict(zip((*QUEUE_FIXED, *QUEUE_FREE), values, strict=True))
-        job = _queue_job(row)
+    for values in _queue_records(text):
+        job = _queue_job(values)
         known = jobs.get(job.id)
         # A job that waits in several partitions has one row for each.
         if known is None or known.state.terminal:
@@ -134,38 +135,57 @@ def parse_queue(text: str) -> dict[str, Job]:
     return jobs
 
 
-def _queue_job(row: dict[str, str]) -> Job:
-    native, state = row["State"], state_of(row["State"])
-    extra = {
-        "raw": row["JobID"],
-        "stdout": _value(row["StdOut"]),
-        "qos": _value(row["QOS"]),
-        "account": _value(row["Account"]),
-        "priority": _value(row["PriorityLong"]),
-        "uid": row["UserID"],
-    }
+def _queue_records(text: str) -> Iterable[list[str]]:
+    """Records by plain splitting, which is right when every one has its fields; else by their heads."""
+    count = len(QUEUE_FIXED) + len(QUEUE_FREE)
+    pieces = text.split(f"{RS}\n")
+    rows = [piece.split(US) for piece in pieces[:-1]]
+    if not pieces[-1] and all(len(r) == count and r[0].isdigit() for r in rows):
+        return rows
+    return _records(text, _QUEUE_START, len(QUEUE_FIXED), len(QUEUE_FREE), _queue_pieces)
+
+
+# Thousands of rows share few words and times.
+_state = lru_cache(maxsize=4096)(state_of)
+_time = lru_cache(maxsize=65536)(epoch)
+_limit = lru_cache(maxsize=4096)(duration)
+_code = lru_cache(maxsize=4096)(exit_code)
+
+
+def _queue_job(values: list[str]) -> Job:
+    (
+        raw, array, task, het, offset, native, code, restarts, uid, user, nodes, cpus, submitted, started,
+        ended, limit, priority, qos, account, partition, hosts, reason, directory, stdout, command, name,
+        comment,
+    ) = values  # fmt: skip
+    state = _state(native)
+    over = state.terminal
+    extra = {"raw": raw, "uid": uid}
+    for key, value in (("stdout", stdout), ("qos", qos), ("account", account), ("priority", priority)):
+        if value not in _NOTHING:
+            extra[key] = value
     return Job(
-        id=job_id(row["JobID"], row["ArrayJobID"], row["ArrayTaskID"], row["HetJobID"], row["HetJobOffset"]),
-        name=_value(row["Name"]),
-        user=row["UserName"],
+        id=raw if task == "N/A" and het == "N/A" else job_id(raw, array, task, het, offset),
+        name=value_of(name),
+        user=user,
         state=state,
         native=native,
-        reason=_value(row["Reason"]) if row["Reason"] != "None" else "",
-        comment=_value(row["Comment"]),
-        partition=_value(row["Partition"]),
-        nodes=_value(row["NodeList"]),
-        node_count=_number(row["NumNodes"]),
-        cpus=_number(row["NumCPUs"]),
-        submitted=epoch(row["SubmitTime"]),
+        reason="" if reason == "None" else value_of(reason),
+        comment=value_of(comment),
+        partition=value_of(partition),
+        nodes=value_of(hosts),
+        node_count=int(nodes) if nodes.isdigit() else number_in(nodes),
+        cpus=int(cpus) if cpus.isdigit() else number_in(cpus),
+        submitted=_time(submitted),
         # A waiting job's start and end are Slurm's estimate.
-        started=None if state is State.PENDING else epoch(row["StartTime"]),
-        ended=epoch(row["EndTime"]) if state.terminal else None,
-        time_limit=duration(row["TimeLimit"]),
-        exit_code=exit_code(native, row["exit_code"]),
-        directory=_value(row["WorkDir"]),
-        command=_value(row["Command"]),
-        restarts=_number(row["RestartCnt"]),
-        extra={k: v for k, v in extra.items() if v},
+        started=None if state is State.PENDING else _time(started),
+        ended=_time(ended) if over else None,
+        time_limit=_limit(limit),
+        exit_code=_code(native, code) if over else None,
+        directory=value_of(directory),
+        command=value_of(command),
+        restarts=number_in(restarts),
+        extra=extra,
     )
 
 
@@ -198,9 +218,9 @@ def _sacct_job(row: dict[str, str]) -> Job:
         reason=row["Reason"] if row["Reason"] != "None" else "",
         comment=row["Comment"],
         partition=row["Partition"],
-        nodes=_value(row["NodeList"]),
-        node_count=_number(row["NNodes"]),
-        cpus=_number(row["AllocCPUS"]),
+        nodes=value_of(row["NodeList"]),
+        node_count=number_in(row["NNodes"]),
+        cpus=number_in(row["AllocCPUS"]),
         submitted=epoch(row["Submit"]),
         started=epoch(row["Start"]),
         ended=epoch(row["End"]),
@@ -214,79 +234,6 @@ def _sacct_job(row: dict[str, str]) -> Job:
             "account": row["Account"],
         },
     )
-
-
-def parse_nodes(text: str) -> list[Node]:
-    """The nodes in `sinfo -h -N -a -O <SINFO_FIELDS>`: one row for each node and partition."""
-    nodes: dict[str, Node] = {}
-    for piece in text.split(f"{RS}\n"):
-        values = [_value(v.strip()) for v in piece.split(US, len(SINFO_FIELDS) - 1)]
-        if len(values) != len(SINFO_FIELDS):
-            continue
-        row = dict(zip(SINFO_FIELDS, values, strict=True))
-        name, partition = row["NodeHost"], row["Partition"].removesuffix("*")
-        before = nodes[name].partitions if name in nodes else ()
-        cpus = [_number(n) for n in row["CPUsState"].split("/")]
-        total, used = _number(row["Memory"]) * MIB, row["AllocMem"]
-        nodes[name] = Node(
-            name=name,
-            state=row["StateLong"].lower(),
-            partitions=before if partition in before else (*before, partition),
-            cpus=cpus[3] if len(cpus) == 4 else 0,
-            cpus_used=cpus[0],
-            memory=total,
-            memory_free=max(0, total - _number(used) * MIB) if used.isdigit() else None,
-            gres="" if row["Gres"] == "(null)" else row["Gres"],
-            reason="" if row["Reason"].lower() == "none" else row["Reason"],
-        )
-    return list(nodes.values())
-
-
-_WHOLE_LINE = frozenset({
-    "Command", "WorkDir", "StdErr", "StdIn", "StdOut", "Comment", "AdminComment", "SystemComment",
-    "SubmitLine",
-})  # fmt: skip
-_FACT = re.compile(r"(?:(?<=\s)|^)([A-Z][A-Za-z_/:]*)=")
-
-
-def parse_facts(text: str, job_id: str) -> list[tuple[str, str]]:
-    """What `scontrol show job` says of one job; of an array that is asked as a whole, its first task."""
-    records = [
-        _record_facts(r) for r in re.split(r"\n\s*\n(?=JobId=)", text.strip()) if r.startswith("JobId=")
-    ]
-    for facts in records:
-        said = dict(facts)
-        if job_id in (said["JobId"], f"{said.get('ArrayJobId')}_{said.get('ArrayTaskId')}"):
-            return facts
-    return records[0] if records else []
-
-
-def _record_facts(text: str) -> list[tuple[str, str]]:
-    """One record as ordered pairs.
-
-    A line holds several `Key=Value` pairs, values may hold blanks; free text runs to the end of its line, and
-    a line that is not indented and begins no record goes on with a value that had a newline in it.
-    """
-    facts: list[tuple[str, str]] = []
-    for line in text.rstrip().split("\n"):
-        begins = line.startswith(("   ", "JobId="))
-        found = list(_FACT.finditer(line.strip())) if begins else []
-        if not found:
-            if facts and line:
-                facts[-1] = (facts[-1][0], f"{facts[-1][1]}\n{line.rstrip()}")
-            continue
-        facts.extend(_line_facts(line.strip(), found))
-    return facts
-
-
-def _line_facts(line: str, found: list[re.Match[str]]) -> list[tuple[str, str]]:
-    if found[0][1] in _WHOLE_LINE:
-        return [(found[0][1], line[found[0].end() :])]
-    names = [m[1] for m in found]
-    if "JobName" in names:
-        found = found[: names.index("JobName") + 1]
-    ends = [*(m.start() for m in found[1:]), len(line)]
-    return [(m[1], line[m.end() : end].rstrip()) for m, end in zip(found, ends, strict=True)]
 
 
 def submitted_id(stdout: str) -> str | None:

@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 from hpcsh import __version__
 from hpcsh.errors import UsageError
@@ -23,12 +24,25 @@ USER_SCRIPT = "slurm_script"
 
 SETUP = "setup.sh"
 
+if TYPE_CHECKING:
+    from jinja2 import Template
+
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 
 
 @cache
 def _source(name: str) -> str:
     return (files("hpcsh.slurm") / "templates" / name).read_text()
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    env = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    return env.from_string(_source("job.slurm.j2"))
 
 
 def check_id(workload_id: str) -> str:
@@ -55,14 +69,9 @@ def render(
     INT and TERM (calling `hpcsh_mark signal NAME` in them), never that of EXIT, which writes `end CODE`.
     `unset_export`: undo for srun the `--export=NONE` that hpcsh itself added.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    env = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
     if any("\n" in line or not line.startswith("#S") for line in header):
         raise UsageError("A header line is not an #SBATCH line.")
-    return env.from_string(_source("job.slurm.j2")).render(
+    return _template().render(
         version=__version__,
         id=check_id(workload_id),
         directory=shlex.quote(check_path(directory)),

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcsh.model import State
-from hpcsh.slurm import parse
+from hpcsh.slurm import listings, parse
 from hpcsh.slurm.parse import QUEUE_FIXED, QUEUE_FREE, RS, SACCT_FIXED, SACCT_FREE, US
 
 FIXED = {
@@ -112,8 +112,8 @@ def test_no_output_breaks_the_parser(text: str) -> None:
     for damaged in (text, row() + text, text + row()):
         parse.parse_queue(damaged)
         parse.parse_accounting(damaged)
-        parse.parse_nodes(damaged)
-        parse.parse_facts(damaged, "1")
+        listings.parse_nodes(damaged)
+        listings.parse_facts(damaged, "1")
         parse.submitted_id(damaged)
 
 
@@ -189,7 +189,7 @@ def test_nodes_merge_partitions() -> None:
     def node(partition: str, reason: str = "none") -> str:
         return US.join(["n1", "mixed", "2/2/0/4", "4000", "800", "gpu:2", partition, reason]) + RS + "\n"
 
-    (found,) = parse.parse_nodes(node("debug*") + node("high", "disk\nbroken"))
+    (found,) = listings.parse_nodes(node("debug*") + node("high", "disk\nbroken"))
     assert found.partitions == ("debug", "high")
     assert (found.cpus, found.cpus_used, found.memory, found.memory_free) == (
         4,
@@ -215,7 +215,7 @@ second line
 
 
 def test_facts() -> None:
-    facts = dict(parse.parse_facts(FACTS, "12"))
+    facts = dict(listings.parse_facts(FACTS, "12"))
     assert facts["JobName"] == "a b=c d"
     assert facts["Command"] == "/home/alice/my job.sh x=1"
     assert facts["Comment"] == "first\nsecond line"
@@ -227,8 +227,8 @@ def test_facts_of_one_task_of_an_array() -> None:
     text = "\n\n".join(
         f"JobId={n} ArrayJobId=5 ArrayTaskId={t} JobName=a\n   JobState=R" for n, t in ((5, 2), (6, 1))
     )
-    assert dict(parse.parse_facts(text, "5_1"))["JobId"] == "6"
-    assert dict(parse.parse_facts(text, "5"))["JobId"] == "5"
+    assert dict(listings.parse_facts(text, "5_1"))["JobId"] == "6"
+    assert dict(listings.parse_facts(text, "5"))["JobId"] == "5"
 
 
 def test_the_separators_are_no_printable_characters() -> None:

@@ -67,8 +67,8 @@ class World:
         parts: Any = self.slurm
         self.jobs = Jobs(Context(profile, parts, parts, self.store, self.bus, clock=parts))
         self.record = Record(
-            id="abc", profile="p", target="local", engine="virtual_node", kind=Kind.JOB, name="j", phase="submitted",
-            created=900.0, directory="/home/u/.hpcsh/jobs/abc", native_id="5",
+            id="abc", profile="p", target="local", engine="virtual_node", kind=Kind.JOB, name="j",
+            phase="submitted", created=900.0, directory="/home/u/.hpcsh/jobs/abc", native_id="5",
             workload=Workload(id="abc", name="j", kind=Kind.JOB, state=State.PENDING, native_id="5"),
         )  # fmt: skip
         self.store.commit_intent(self.record)

@@ -10,8 +10,11 @@ from hpcsh.engines.jobs import view
 from hpcsh.engines.jobs.cleaning import Cleaning
 from hpcsh.engines.jobs.files import Files
 from hpcsh.engines.jobs.lookup import find
+from hpcsh.engines.jobs.outputs import LogFiles, Outputs
+from hpcsh.engines.jobs.preparing import batch_spec
+from hpcsh.engines.jobs.records import facts
 from hpcsh.engines.jobs.snapshots import Snapshots
-from hpcsh.engines.jobs.submission import Submission, batch_spec, facts
+from hpcsh.engines.jobs.submission import Submission
 from hpcsh.engines.jobs.types import JobSpec, Refine
 from hpcsh.engines.jobs.watching import Watch
 from hpcsh.errors import HpcshError, NotFoundError, TimedOutError
@@ -29,10 +32,8 @@ from hpcsh.model import (
     Workload,
 )
 from hpcsh.slurm.parse import base_id
-from hpcsh.slurm.script import expand_output
-from hpcsh.store import Record
 
-LogFiles = Callable[[Record, Workload], dict[str, str]]
+__all__ = ["Jobs", "LogFiles"]
 
 STOP_TIMEOUT = 120.0
 """Seconds that `clean` waits for a job that it has cancelled."""
@@ -47,6 +48,7 @@ class Jobs:
         self._files = Files(context)
         self._submission = Submission(context, self._files)
         self._snapshots = Snapshots(context, self._files, self._submission, refine)
+        self._outputs = Outputs(context, self._files)
         self._cleaning = Cleaning(context, self._files, self._submission)
 
     async def directory(self, workload_id: str) -> str:
@@ -55,7 +57,7 @@ class Jobs:
 
     async def plan(self, job: JobSpec) -> Plan:
         """The exact script, files and sbatch line of a job; changes nothing."""
-        return await self._submission.plan(job)
+        return await self._submission.preparation.plan(job)
 
     async def submit(self, job: JobSpec) -> Workload:
         """Commit the intent, stage the files, sbatch, commit the job id. At most once, see design 6.1."""
@@ -138,43 +140,6 @@ class Jobs:
             script = await self._c.cluster.script(base_id(native))
         return Detail(workload=workload, facts=tuple(said), script=script, as_of=self._c.clock.now())
 
-    async def _sources(self, workload: Workload, files: LogFiles | None) -> dict[str, str]:
-        record = self._c.store.get(workload.id) if workload.ours else None
-        if record is not None and files is not None and record.engine == self._c.profile.engine:
-            return files(record, workload)
-        return {"": await self._output(workload, record)}
-
-    async def _output(self, workload: Workload, record: Record | None) -> str:
-        """The path of a job's own output: from its start mark, else from Slurm's pattern."""
-        pattern = directory = ""
-        if record is not None:
-            pattern = str(facts(record).get("stdout", ""))
-            if pattern == f"{record.directory}/job.out":
-                return pattern
-            marks = (await self._files.marks([record.directory]))[record.directory]
-            start = next((m for m in marks if m.what == "start"), None)
-            if start and start.value.startswith("/"):
-                return start.value.removesuffix(" (deleted)")
-        queue = await self._c.cluster.queue()
-        job = queue.jobs.get(workload.native_id)
-        if job is not None:
-            pattern, directory = job.extra.get("stdout", "") or pattern, job.directory
-        if not pattern:
-            told = dict(await self._c.cluster.facts(workload.native_id)) if workload.native_id else {}
-            pattern = told.get("StdOut") or (
-                "slurm-%A_%a.out" if "_" in workload.native_id else "slurm-%j.out"
-            )
-            directory = told.get("WorkDir", "")
-        return expand_output(
-            pattern,
-            job=workload.native_id,
-            raw=(job.extra.get("raw") if job else "") or workload.native_id,
-            name=workload.name,
-            user=workload.user or (await self._c.boundary.identity())[0],
-            nodes=workload.nodes,
-            directory=directory or await self._files.expand("~"),
-        )
-
     async def logs(
         self, ref: str, options: LogOptions, files: LogFiles | None = None
     ) -> AsyncIterator[LogChunk]:
@@ -186,7 +151,7 @@ class Jobs:
         workload = await self.resolve(ref)
         if options.follow and not workload.state.terminal and not workload.started and not files:
             workload = await self._begun(workload)
-        sources = reading.choose(await self._sources(workload, files), options)
+        sources = reading.choose(await self._outputs.sources(workload, files), options)
         reader = reading.LogReader(self._c.boundary, sources, options.tail)
         await reader.begin()
         if options.follow and not workload.state.terminal:

@@ -10,7 +10,8 @@ import msgspec
 from hpcsh.engines.context import Context
 from hpcsh.engines.jobs import view
 from hpcsh.engines.jobs.files import Files
-from hpcsh.engines.jobs.submission import Submission, facts, with_facts
+from hpcsh.engines.jobs.records import blank, facts, with_facts
+from hpcsh.engines.jobs.submission import Submission
 from hpcsh.engines.jobs.types import Mark, Refine
 from hpcsh.errors import CommandError, HpcshError, TargetError, TimedOutError
 from hpcsh.events import WorkloadChanged
@@ -128,9 +129,7 @@ class Snapshots:
         accounted: dict[str, list[Job]],
     ) -> Record:
         """One step of a record of ours. Terminal states never go back, save by a counted requeue."""
-        known = record.workload or Workload(
-            id=record.id, name=record.name, kind=record.kind, state=State.UNKNOWN, engine=record.engine
-        )
+        known = record.workload or blank(record)
         if record.phase in ("ended", "refused"):
             restarts = max((j.restarts for j in rows), default=0)
             if record.phase == "refused" or restarts <= int(facts(record).get("restarts", 0)):

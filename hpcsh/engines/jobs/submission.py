@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import posixpath
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
 from hpcsh.engines.context import Context
 from hpcsh.engines.jobs.files import Files
-from hpcsh.engines.jobs.types import JobSpec, Staged
+from hpcsh.engines.jobs.preparing import Preparation, Prepared
+from hpcsh.engines.jobs.records import blank, facts, with_facts
+from hpcsh.engines.jobs.types import JobSpec
 from hpcsh.engines.jobs.view import belongs
 from hpcsh.errors import (
     CommandError,
@@ -23,11 +22,8 @@ from hpcsh.errors import (
     UnknownOutcomeError,
     UsageError,
 )
-from hpcsh.model import Kind, Plan, PlannedFile, Resources, State, Workload
-from hpcsh.slurm.header import header_options, read_header
-from hpcsh.slurm.options import merge, to_argv
+from hpcsh.model import State, Workload
 from hpcsh.slurm.parse import base_id
-from hpcsh.slurm.script import SETUP, USER_SCRIPT, output_pattern, render, user_script_body
 from hpcsh.store import Record
 
 GRACE = 45.0
@@ -36,121 +32,20 @@ GRACE = 45.0
 WITHDRAWN = "withdrawn"
 """What the guard file holds when hpcsh took it itself, so that a late job cannot run."""
 
-_RESERVED = frozenset({"job.slurm", "run", "marks", SETUP})
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """All that a submission needs, checked; nothing has been changed yet."""
-
-    job: JobSpec
-    name: str
-    directory: str
-    cwd: str
-    argv: tuple[str, ...]
-    script: str
-    files: tuple[Staged, ...]
-
-
-def facts(record: Record) -> dict[str, Any]:
-    """What this package itself keeps in a record: `unknown_at`, `restarts`, `missing`, `stdout`, …"""
-    return dict(record.extra.get("slurm", {}))
-
-
-def with_facts(record: Record, **changed: Any) -> Record:
-    """The record with some of these facts changed; None removes one."""
-    kept = {k: v for k, v in {**facts(record), **changed}.items() if v is not None}
-    return msgspec.structs.replace(record, extra={**record.extra, "slurm": kept})
-
-
-def batch_spec(
-    data: bytes, args: Sequence[str], name: str, resources: Resources, *,
-    workload_id: str, cwd: str | None, inherit_env: bool,
-) -> JobSpec:  # fmt: skip
-    """The job of a user's own batch script. Pure; `UsageError` where sbatch would refuse the script."""
-    header = read_header(data, name)
-    if any("\0" in a for a in args):
-        raise UsageError("An argument of the script contains a NUL byte.")
-    warnings = []
-    if "comment" in header.options:
-        warnings.append("--comment in the script has no effect: hpcsh marks its jobs with the comment")
-    return JobSpec(
-        id=workload_id,
-        name=header.options.get("job-name") or posixpath.basename(name) or "job",
-        kind=Kind.JOB,
-        resources=resources,
-        body=user_script_body(),
-        files=(Staged(USER_SCRIPT, data, 0o700),),
-        header=header.lines,
-        args=tuple(args),
-        output=None,
-        cwd=cwd,
-        inherit_env=inherit_env,
-        warnings=tuple(warnings),
-    )
-
 
 class Submission:
-    """Plans, submits and settles."""
+    """Submits and settles."""
 
     def __init__(self, context: Context, files: Files) -> None:
         self._c = context
         self._files = files
+        self.preparation = Preparation(context, files)
         self.busy: set[str] = set()
         """Ids whose submission is under way in this process: nobody settles those."""
 
-    async def prepare(self, job: JobSpec) -> Prepared:
-        """Check everything and render the script; changes nothing."""
-        directory = await self._files.directory(job.id)
-        profile = self._c.profile
-        for staged in job.files:
-            _check_staged(staged)
-        header = header_options(job.header)
-        options = merge(job.resources, profile.resources, frozenset(header), owned=job.output is not None)
-        if "job-name" not in options and "job-name" not in header:
-            options.update(merge(Resources(job_name=job.name), Resources()))
-        unset = not job.inherit_env and "export" not in options and "export" not in header
-        if unset:
-            options["export"] = "NONE"
-        if job.output is not None:
-            options["output"] = output_pattern(f"{directory}/{job.output}")
-        options["comment"] = self._c.store.mark(job.id)
-        script = render(
-            workload_id=job.id,
-            directory=directory,
-            body=job.body,
-            header=job.header,
-            setup=bool(profile.setup.strip()),
-            unset_export=unset,
-        )
-        files = job.files
-        if profile.setup.strip():
-            files = (Staged(SETUP, profile.setup.encode() + b"\n"), *files)
-        cwd = await self._files.expand(job.cwd or "~")
-        argv = ("sbatch", "--parsable", *to_argv(options), f"{directory}/job.slurm", *job.args)
-        name = options.get("job-name") or header.get("job-name") or job.name
-        return Prepared(job, name, directory, cwd, argv, script, files)
-
-    async def plan(self, job: JobSpec) -> Plan:
-        """The exact script, files and sbatch line; changes nothing."""
-        ready = await self.prepare(job)
-        script = ready.script.encode("utf-8", "surrogateescape")
-        planned = [PlannedFile(f"{ready.directory}/job.slurm", 0o700, len(script), script)]
-        planned += [
-            PlannedFile(f"{ready.directory}/{s.path}", s.mode, len(s.data), None if s.secret else s.data)
-            for s in ready.files
-        ]
-        return Plan(
-            title=f"{job.kind.value} {ready.name}",
-            commands=(ready.argv,),
-            script=ready.script,
-            files=tuple(planned),
-            warnings=job.warnings,
-        )
-
     async def submit(self, job: JobSpec) -> Record:
         """Commit the intent, stage the files, sbatch, commit the job id; the record then."""
-        ready = await self.prepare(job)
+        ready = await self.preparation.prepare(job)
         await self._check_places(ready)
         now = self._c.clock.now()
         waiting = Workload(
@@ -198,7 +93,7 @@ class Submission:
     def _open(self, record: Record) -> Record:
         """Store that the outcome is not known, and since when."""
         unsure = msgspec.structs.replace(
-            record.workload or _blank(record),
+            record.workload or blank(record),
             state=State.UNKNOWN,
             message="it is not known whether Slurm took the job; hpcsh is looking",
         )
@@ -232,7 +127,7 @@ class Submission:
             await self._c.boundary.remove(record.directory, recursive=True)
         except HpcshError:
             failed = msgspec.structs.replace(
-                record.workload or _blank(record), state=State.FAILED, exit_code=1
+                record.workload or blank(record), state=State.FAILED, exit_code=1
             )
             self._c.store.save(msgspec.structs.replace(record, phase="refused", workload=failed))
             return
@@ -240,7 +135,7 @@ class Submission:
 
     def adopt(self, record: Record, native: str) -> Record:
         """Commit that the record's job is `native`."""
-        known = record.workload or _blank(record)
+        known = record.workload or blank(record)
         if known.state in (State.SUBMITTING, State.UNKNOWN):
             known = msgspec.structs.replace(known, state=State.PENDING, message="")
         record = msgspec.structs.replace(
@@ -304,7 +199,7 @@ class Submission:
             if holder != WITHDRAWN:
                 return self.adopt(record, holder) if holder.isdigit() and not record.native_id else record
         final = msgspec.structs.replace(
-            record.workload or _blank(record),
+            record.workload or blank(record),
             state=State.CANCELLED if record.native_id else State.FAILED,
             message=message,
             reason="Withdrawn",
@@ -314,17 +209,3 @@ class Submission:
         record = with_facts(msgspec.structs.replace(record, phase="ended", workload=final), unknown_at=None)
         self._c.store.save(record)
         return record
-
-
-def _blank(record: Record) -> Workload:
-    return Workload(
-        id=record.id, name=record.name, kind=record.kind, state=State.UNKNOWN, engine=record.engine,
-        native_id=record.native_id, submitted=record.created, directory=record.directory,
-    )  # fmt: skip
-
-
-def _check_staged(staged: Staged) -> None:
-    path = posixpath.normpath(staged.path)
-    first = path.split("/", 1)[0]
-    if path != staged.path or path.startswith(("/", "..")) or first in _RESERVED or "\0" in path:
-        raise UsageError(f"{staged.path!r} cannot be a file of a workload.")
