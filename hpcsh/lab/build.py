@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ from collections import deque
 from pathlib import Path
 
 from hpcsh.errors import CommandError
-from hpcsh.lab import kernel
+from hpcsh.lab import kernel, procs
 from hpcsh.lab.progress import Progress
 
 _TIMEOUT = 3600.0
@@ -78,7 +79,7 @@ def run(command: list[str], log: Path, progress: Progress) -> list[str]:
         text=True, errors="replace", env=environment, start_new_session=True,
         preexec_fn=lambda: kernel.die_with_parent(signal.SIGTERM),
     ) as process:  # fmt: skip
-        watchdog = threading.Timer(_TIMEOUT, process.kill)
+        watchdog = threading.Timer(_TIMEOUT, procs.kill_session, (process.pid,))
         watchdog.start()
         try:
             assert process.stdout is not None
@@ -89,7 +90,7 @@ def run(command: list[str], log: Path, progress: Progress) -> list[str]:
                 if state := follower.feed(line):
                     progress.update(state)
         except BaseException:
-            process.terminate()  # mmdebstrap removes its temporary directory on SIGTERM
+            _stop(process)
             raise
         finally:
             watchdog.cancel()
@@ -100,3 +101,11 @@ def run(command: list[str], log: Path, progress: Progress) -> list[str]:
             fix=f"see {log}",
         )
     return follower.notices
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """mmdebstrap tidies up on SIGTERM; what does not end soon is killed."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=5)
+    procs.kill_session(process.pid)

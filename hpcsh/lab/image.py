@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcsh.errors import CommandError, NotFoundError
-from hpcsh.lab import build, images, paths, recipe, userns
+from hpcsh.lab import build, images, paths, procs, recipe, userns
 from hpcsh.lab.locks import locked
 from hpcsh.lab.progress import Progress
 
@@ -68,6 +68,7 @@ def current() -> Image:
 def _sweep(root: Path) -> None:
     """Remove what a builder that was killed left; the caller holds the lock, so nobody is building."""
     for leftover in root.glob("*.part"):
+        procs.kill_users_of(leftover)  # a mmdebstrap that outlived its builder
         remove_tree(leftover)
 
 

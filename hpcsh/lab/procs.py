@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -94,3 +95,26 @@ def _kill_and_wait(pid: int, deadline: float) -> None:
         pass
     finally:
         os.close(fd)
+
+
+def kill_session(session: int) -> None:
+    """Kill every process of a session; those of the user's subordinate ids too."""
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and _session_of(int(entry)) == session != os.getsid(0):
+            with contextlib.suppress(OSError):
+                os.kill(int(entry), signal.SIGKILL)
+
+
+def kill_users_of(directory: Path) -> None:
+    """Kill the sessions whose processes have a path below `directory` among their arguments."""
+    inside = f"{directory}/"
+    for session in {_session_of(p.pid) for p in processes() if any(inside in a for a in p.argv)}:
+        if session:
+            kill_session(session)
+
+
+def _session_of(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return 0
