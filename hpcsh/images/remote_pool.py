@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import subprocess
 import time
 from typing import Any, List
 
@@ -39,7 +40,6 @@ def remove_tree(path: str) -> None:
         try:
             os.chmod(os.path.dirname(name), 0o700)
             os.chmod(name, 0o700)
-            function(name)
         except OSError:
             pass
 
@@ -47,6 +47,11 @@ def remove_tree(path: str) -> None:
         shutil.rmtree(path, onerror=open_up)
         if not os.path.lexists(path):
             return
+    # Files of subordinate users, which rootless podman leaves when it is stopped, only it can remove.
+    try:
+        subprocess.call(["podman", "unshare", "rm", "-rf", path], stderr=subprocess.DEVNULL)
+    except OSError:
+        pass
 
 
 def size_of(path: str) -> int:

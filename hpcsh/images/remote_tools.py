@@ -1,5 +1,5 @@
 """Runs on the target: apptainer and podman as builders, their stages and their bytes."""
-# ruff: noqa: UP006, UP031, UP035, UP045
+# ruff: noqa: UP006, UP022, UP031, UP035, UP045
 
 import json
 import os
@@ -155,12 +155,22 @@ def podman(request: Json, work: str) -> Tuple[str, Json]:
     pulled = Tool([*base, "pull", *options, source(request)], env, measured, request["bytes"]).run()
     image = pulled.splitlines()[-1].strip()
     made = os.path.join(work, "image.rootfs")
-    os.mkdir(made, 0o700)
+    os.mkdir(made)
+    os.chmod(made, 0o777)  # the container's /, which the user may write to as in any other container
     config = json.loads(said([*base, "image", "inspect", "--format", "{{json .Config}}", image], env) or "{}")
     container = said([*base, "create", image, "true"], env).split()[-1]
     say(step="unpack", message="exporting the root file system")
     export = subprocess.Popen([*base, "export", container], env=env, stdout=subprocess.PIPE)
-    tar = ["tar", "-x", "-C", made, "--no-same-owner", "--exclude=dev/*", "--delay-directory-restore"]
+    tar = [
+        "tar",
+        "-x",
+        "-C",
+        made,
+        "--no-same-owner",
+        "--preserve-permissions",
+        "--exclude=dev/*",
+        "--delay-directory-restore",
+    ]
     code = subprocess.call(tar, stdin=export.stdout)
     if export.wait() or code:
         raise Failed("podman export ended with %s, tar with %s" % (export.returncode, code))

@@ -7,6 +7,7 @@ rank of an MPI program shares all that PMIx and shared memory need.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,18 +62,33 @@ def mount_option(bind: Bind) -> str:
     return ",".join(f'"{f.replace(chr(34), chr(34) * 2)}"' if set(f) & set(',"') else f for f in fields)
 
 
+def unsettable(run: ContainerRun) -> list[str]:
+    """Variables that cannot be set: apptainer's own shell has them read-only."""
+    return [n for n, _ in run.env if n in ("UID", "EUID", "GID") and run.image.runtime == "apptainer"]
+
+
+def _by_file(name: str, value: str) -> bool:
+    """True for what does not survive the way through APPTAINERENV_NAME: apptainer's parser drops returns."""
+    return name in _BY_FILE or "\r" in value
+
+
 def needs_rc(run: ContainerRun) -> bool:
     """True when variables have to come from a file that apptainer reads inside the container."""
-    return run.image.runtime == "apptainer" and any(name in _BY_FILE for name, _ in run.env)
+    return run.image.runtime == "apptainer" and any(_by_file(n, v) for n, v in run.env)
 
 
 def rc_file(run: ContainerRun) -> bytes:
-    """Shell that sets these variables exactly."""
-    lines = [f"export {n}='{v.replace(chr(39), _QUOTE)}'\n" for n, v in run.env if n in _BY_FILE]
+    """Shell that sets these variables exactly.
+
+    Quoted as `$'…'`: apptainer's shell (mvdan.cc/sh) keeps the backslash of `'it'\\''s'`.
+    """
+    lines = [f"export {n}=$'{_escaped(v)}'\n" for n, v in run.env if _by_file(n, v)]
     return "".join(lines).encode("utf-8", "surrogateescape")
 
 
-_QUOTE = "'\\''"
+def _escaped(value: str) -> str:
+    value = value.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return re.sub(r"[\x01-\x1f\x7f]", lambda m: f"\\x{ord(m[0]):02x}", value)
 
 
 def container_argv(run: ContainerRun) -> list[str]:
@@ -84,7 +100,7 @@ def container_env(run: ContainerRun) -> tuple[tuple[str, str], ...]:
     """The environment in which `container_argv` is run, so that the container has exactly `run.env`."""
     if run.image.runtime == "podman":
         return tuple((n, v) for n, v in run.env if not n.startswith(_OF_PODMAN))
-    return tuple((f"APPTAINERENV_{n}", v) for n, v in run.env if n not in _BY_FILE)
+    return tuple((f"APPTAINERENV_{n}", v) for n, v in run.env if not _by_file(n, v))
 
 
 def _apptainer(run: ContainerRun) -> list[str]:
@@ -180,13 +196,15 @@ _RANK_APPTAINER = (
 )
 _RANK_PODMAN = r"""
 image=$1; shift
-scratch=${TMPDIR:-/tmp}/hpcsh-podman-$UID; mkdir -p -m 700 "$scratch"
+place=${TMPDIR:-/tmp}
+[ "$(stat -f -c %T "$place")" != overlayfs ] || place=/dev/shm
+scratch=$place/hpcsh-podman-$UID; mkdir -p -m 700 "$scratch"
 export XDG_RUNTIME_DIR=$scratch
 options=()
 while IFS= read -r name; do options+=(--env "$name"); done < <(compgen -e | grep -E '^(PMIX|PRTE|OMPI|SLURM)')
 exec podman --root "$scratch/storage" --runroot "$scratch/run" --cgroup-manager=cgroupfs --log-level=error \
     run --rm --network=host --ipc=host --pid=host --userns=keep-id \
-    -v /tmp:/tmp -v "$HOME:$HOME" -v "$PWD:$PWD" -w "$PWD" "${options[@]}" --rootfs "$image" "$@"
+    -v /tmp:/tmp -v "$HOME:$HOME" -v "$PWD:$PWD" -w "$PWD" "${options[@]}" --rootfs "$image:O" "$@"
 """
 
 

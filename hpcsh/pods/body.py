@@ -28,6 +28,7 @@ class Launch(msgspec.Struct, frozen=True):
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()
     files: tuple[PodFile, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @cache
@@ -45,12 +46,18 @@ def _template() -> jinja2.Template:
     return environment.get_template("pod.sh.j2")
 
 
-def script(plan: PodPlan, *, backoff: int = BACKOFF, backoff_limit: int = BACKOFF_LIMIT) -> str:
-    """The script's text. It depends on names, counts and policies only."""
+def script(
+    plan: PodPlan, *, layers: bool = False, backoff: int = BACKOFF, backoff_limit: int = BACKOFF_LIMIT
+) -> str:
+    """The script's text. It depends on names, counts and policies only.
+
+    `layers`: the runtime keeps writable layers in `local/podman`.
+    """
     return _template().render(
         grace=int(plan.grace),
         backoff=int(backoff),
         backoff_limit=int(backoff_limit),
+        layers=layers,
         memory=any(d.startswith("local/memory/") for d in plan.directories),
         directories=bool(plan.directories),
         placeholders=bool(plan.placeholders),

@@ -11,7 +11,9 @@ from fractions import Fraction
 
 from hpcsh.errors import UsageError
 
-_GRAMMAR = re.compile(r"([+-]?)(\d+(?:\.\d*)?|\.\d+)(?:([eE][+-]?\d{1,2})|([KMGTPE]i|[numkMGTPE])?)\Z")
+_GRAMMAR = re.compile(
+    r"([+-]?)(\d+(?:\.\d*)?|\.\d+)(?:([eE][+-]?\d{1,2})|([KMGTPE]i|[numkMGTPE])?)\Z", re.ASCII
+)
 _SUFFIX: dict[str, Fraction] = {
     "n": Fraction(1, 10**9), "u": Fraction(1, 10**6), "m": Fraction(1, 1000), "": Fraction(1),
     **{s: Fraction(1000 ** (i + 1)) for i, s in enumerate("kMGTPE")},

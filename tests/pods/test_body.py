@@ -37,7 +37,7 @@ class Bench:
     """A directory laid out as the engine lays it out, and the script as one process."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root / "a job's \"dir\""
+        self.root = root / 'a job\'s "dir"'
         self.root.mkdir()
         self.runtime = root / "runtime"
         self.runtime.write_text(RUNTIME)
@@ -110,13 +110,13 @@ def sh(name: str, script: str) -> str:
 def test_argv_and_environment_arrive_byte_for_byte(bench: Bench) -> None:
     words = ["it's", '"quoted"', "$HOME `id` $(id) \\", "two\nlines\n", "", "äöü ☃ 🦄", "*", "-n", " \t "]
     args = ", ".join(repr_yaml(w) for w in words)
-    values = {"A": "a'b\"c`d\\e", "B": "x\ny\n\n", "C": "", "D": " lead and trail ", "E": "$X $(NOPE) ${Y}", "F": "Ω=ω"}
+    values = {"A": "a'b\"c`d\\e"}
+    values |= {"B": "x\ny\n\n", "C": "", "D": " lead and trail ", "E": "$X $(NOPE) ${Y}", "F": "Ω=ω"}
     env = ", ".join(f"{{name: {k}, value: {repr_yaml(v)}}}" for k, v in values.items())
-    code = "import os,sys; sys.stdout.buffer.write(b'\\0'.join(os.fsencode(a) for a in sys.argv[1:]) + b'\\0--\\0'"
+    code = "import os,sys; sys.stdout.buffer.write(b'\\0'.join(map(os.fsencode, sys.argv[1:])) + b'\\0--\\0'"
     code += " + b'\\0'.join(os.environb[k.encode()] for k in 'ABCDEF'))"
-    bench.stage(
-        pod(f"  - {{name: c, image: x, command: [python3, -c, {repr_yaml(code)}], args: [{args}], env: [{env}]}}\n")
-    )
+    command = f"[python3, -c, {repr_yaml(code)}]"
+    bench.stage(pod(f"  - {{name: c, image: x, command: {command}, args: [{args}], env: [{env}]}}\n"))
     assert bench.run() == 0
     expected = [w.encode() for w in words] + [b"--"] + [v.encode() for v in values.values()]
     assert bench.log("run-c") == b"\0".join(expected)
@@ -186,10 +186,10 @@ def test_a_missing_program_is_127(bench: Bench) -> None:
 
 def test_sigterm_is_forwarded_and_the_containers_may_tidy_up(bench: Bench) -> None:
     script = "trap 'sleep .3; echo bye; exit 9' TERM; touch $T/up; while :; do sleep .05; done"
-    bench.stage(pod(sh("c", script) + sh("d", "trap 'exit 0' TERM; while :; do sleep .05; done")))
+    bench.stage(pod(sh("c", script) + sh("d", "trap 'exit 0' TERM; touch $T/d; while :; do sleep .05; done")))
     process = bench.start()
-    bench.wait_for("container-start c")
     bench.wait_for_file("up")
+    bench.wait_for_file("d")
     process.terminate()
     assert process.wait(30) == 9
     assert bench.log("run-c") == b"bye\n"
@@ -246,7 +246,7 @@ def test_always_goes_on_until_it_is_stopped_also_during_back_off(bench: Bench) -
 
 
 def test_standard_input_is_empty_and_int_is_not_ignored(bench: Bench) -> None:
-    code = "import signal,sys; print(repr(sys.stdin.read()), signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
+    code = "import signal as s, sys; print(repr(sys.stdin.read()), s.getsignal(s.SIGINT) is s.SIG_IGN)"
     bench.stage(pod(f"  - {{name: c, image: x, command: [python3, -c, {repr_yaml(code)}]}}\n"))
     assert bench.run() == 0
     assert bench.log("run-c") == b"'' False\n"
@@ -282,7 +282,8 @@ spec:
   containers:
   - name: c
     image: x
-    command: [bash, -c, "cd \\"$HPCSH_DIR\\"; configMaps/cfg/bin/run.sh; stat -c %a configMaps/cfg/bin/run.sh; \
+    command: [bash, -c, "cd \\"$HPCSH_DIR\\"; configMaps/cfg/bin/run.sh; \
+      stat -c %a configMaps/cfg/bin/run.sh; \
       ls -d emptyDirs/e/sub configMaps/cfg/bin local/memory/m; stat -f -c %T local/memory/m/"]
     volumeMounts:
     - {name: e, mountPath: /e, subPath: sub}

@@ -1,0 +1,31 @@
+# A program with its words, exactly: they are in a file beside this script, NUL between them.
+mapfile -d '' -t hpcsh_command < "$hpcsh_dir/command.argv" || exit 126
+hpcsh_names=()
+[ ! -s "$hpcsh_dir/command.env" ] || mapfile -d '' -t hpcsh_names < "$hpcsh_dir/command.env"
+hpcsh_caught=
+hpcsh_child=
+hpcsh_forward() {
+    hpcsh_caught=$1
+    hpcsh_mark signal "$1"
+    [ -z "$hpcsh_child" ] || kill -s "$1" "$hpcsh_child" 2>/dev/null
+}
+for hpcsh_name in HUP INT QUIT USR1 USR2 TERM ALRM XCPU; do
+    trap "hpcsh_forward $hpcsh_name" "$hpcsh_name"
+done
+hpcsh_run() {
+    ((${#hpcsh_names[@]} == 0)) || export "${hpcsh_names[@]}"
+    exec "${hpcsh_command[@]}" < /dev/null
+}
+# Job control for the start only: a background process would ignore INT and QUIT without it.
+set -m
+hpcsh_run &
+hpcsh_child=$!
+set +m
+[ -z "$hpcsh_caught" ] || kill -s "$hpcsh_caught" "$hpcsh_child" 2>/dev/null
+while :; do
+    hpcsh_caught=
+    wait "$hpcsh_child"
+    hpcsh_code=$?
+    [ -n "$hpcsh_caught" ] || break
+done
+exit "$hpcsh_code"
