@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,6 +14,20 @@ from hpcsh.boundary.client import AgentBoundary
 from hpcsh.boundary.local import LocalBoundary
 from hpcsh.boundary.nested import NestedBoundary
 from hpcsh.boundary.ssh import SSHBoundary
+
+
+@pytest.fixture(autouse=True)
+def hang() -> Iterator[None]:
+    """A test that hangs fails, and the others run."""
+
+    def ring(number: int, frame: object) -> None:
+        raise AssertionError("the test hangs")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(90)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="session")
@@ -41,17 +57,18 @@ def users() -> Iterator[Users]:
 
 @pytest.fixture(params=["local", "ssh", "nested"])
 async def boundary(request: pytest.FixtureRequest) -> AsyncIterator[AgentBoundary]:
-    """An open boundary of each kind."""
+    """An open boundary of each kind. Our own Python, because a `python3` may be a slow script (pyenv)."""
     kind = request.param
     if kind == "ssh":
         server: Sshd = request.getfixturevalue("sshd")
-        async with SSHBoundary("target", ssh_config=server.config()) as target:
+        async with SSHBoundary("target", ssh_config=server.config(), python=sys.executable) as target:
             yield target
     elif kind == "local":
         async with LocalBoundary() as target:
             yield target
     else:
-        async with LocalBoundary() as outer, NestedBoundary(outer, ["env"], "inner") as target:
+        inner = {"argv": ["env"], "name": "inner", "python": sys.executable}
+        async with LocalBoundary() as outer, NestedBoundary(outer, **inner) as target:  # type: ignore[arg-type]
             yield target
 
 

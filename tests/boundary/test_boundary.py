@@ -354,7 +354,8 @@ async def test_leaving_the_context_ends_the_group(boundary: AgentBoundary, mark:
 
 
 async def test_a_terminal_with_its_size(boundary: AgentBoundary) -> None:
-    script = "tty <&2; stty size; trap 'stty size' WINCH; echo ready; while :; do sleep 0.05; done"
+    traps = "trap 'stty size' WINCH; trap 'exit 130' INT"  # bash may ignore ^C while a child ends
+    script = f"tty <&2; stty size; {traps}; echo ready; while :; do read -t 0.05 x; done"
     async with boundary.stream(["bash", "-c", script], tty=(100, 30)) as process:
         text = b""
         reader = process.output()
