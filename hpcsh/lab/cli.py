@@ -57,8 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("-n", "--lines", type=int, default=50, help="how many lines of each file (50)")
     for one in (shell, execute, logs):
         one.add_argument("--lab", default=paths.DEFAULT, metavar="NAME", help="which lab (default)")
-    image = verb("image", _image, "build the lab's image now, or say where it is")
-    image.add_argument("action", choices=("build", "path"))
+    image = verb("image", _image, "build the image now, say where it is, or remove old ones")
+    image.add_argument("action", choices=("build", "path", "prune"))
     return parser
 
 
@@ -124,6 +124,10 @@ def _logs(options: argparse.Namespace) -> int:
 def _image(options: argparse.Namespace) -> int:
     from hpcsh.lab import image, requirements
 
+    if options.action == "prune":
+        for removed in image.prune(Progress()):
+            print(f"removed {removed}")
+        return OK
     if options.action == "build":
         requirements.check(build=not image.is_built())
     found = image.ensure(Progress()) if options.action == "build" else image.current()

@@ -116,6 +116,20 @@ def _notices() -> tuple[str, ...]:
     return tuple(str(n) for n in facts.get("notices", ()))
 
 
+def prune(progress: Progress) -> list[Path]:
+    """Remove what recipes of the past left in this user's cache; what a running lab stands on is kept."""
+    root = paths.cache_root()
+    wanted = {recipe.key(), f"images-{images.key()}", "lock"}
+    removed = []
+    with locked(root / "lock", progress, "building the lab's image", _BUILD_LOCK_TIMEOUT):
+        _sweep(root)
+        for old in sorted(p for p in root.iterdir() if p.name not in wanted):
+            if not procs.has_mounted(old):
+                remove_tree(old)
+                removed.append(old)
+    return removed
+
+
 def remove_tree(tree: Path) -> None:
     """Remove a directory whose files may belong to the user's subordinate ids; it may be absent."""
     if tree.exists() and not userns.call_as_root(lambda: shutil.rmtree(tree)):

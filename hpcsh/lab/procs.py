@@ -113,6 +113,15 @@ def kill_users_of(directory: Path) -> None:
             kill_session(session)
 
 
+def has_mounted(directory: Path) -> bool:
+    """Whether a process of ours lives in a file system that stands on `directory`."""
+    for process in processes():
+        with contextlib.suppress(OSError):
+            if str(directory) in Path(f"/proc/{process.pid}/mountinfo").read_text():
+                return True
+    return False
+
+
 def _session_of(pid: int) -> int:
     try:
         return os.getsid(pid)
