@@ -286,6 +286,12 @@ class Agent:
                 if call:
                     call()
 
+    def crash(self) -> "None":
+        """A bug of ours: leave no process behind all the same."""
+        for process in list(self.processes.values()):
+            for group in process.members():
+                process.kill(group, signal.SIGKILL)
+
     def finished(self) -> "bool":
         """While closing: is everything ended, or the time over?"""
         busy = self.requests or self.processes or self.spawning
@@ -351,12 +357,14 @@ def greeting() -> "dict[str, Any]":
 
 def main(marker: "str") -> "None":
     """Run the agent; threads that a dead file system holds do not keep it from exiting."""
+    agent = Agent(marker.encode("ascii"))
     try:
-        Agent(marker.encode("ascii")).run()
+        agent.run()
     except BaseException:
         import traceback
 
         traceback.print_exc()
         sys.stderr.flush()
+        agent.crash()
         os._exit(1)
     os._exit(0)

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from typing import Self
 
 from hpcsh.boundary.base import Completed, FileInfo, Follow
 from hpcsh.boundary.link import START_TIMEOUT, Channel, Link
@@ -67,12 +68,14 @@ class AgentBoundary:
         """Disconnect; every process started through this boundary ends."""
         self._closed = True
         if self._opening:
-            self._opening.cancel()
+            opening = self._opening
+            opening.cancel()
+            await asyncio.wait({opening})
         link, self._link = self._link, None
         if link:
             await asyncio.shield(asyncio.ensure_future(link.close()))
 
-    async def __aenter__(self) -> AgentBoundary:
+    async def __aenter__(self) -> Self:
         await self.open()
         return self
 

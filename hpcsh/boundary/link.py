@@ -64,7 +64,7 @@ class Channel:
 
     def pop(self) -> tuple[Header, bytes] | None:
         """The next data or event frame, if one is here; what it held before is given back as credit."""
-        if self._owed >= WINDOW // 4 and not self.over:
+        if self._owed >= WINDOW // 2 and not self.over:
             self._link.post({"i": self.number, "op": "credit", "n": self._owed})
             self._owed = 0
         if not self._data:
