@@ -12,12 +12,12 @@ from typing import get_type_hints
 
 import msgspec
 import pytest
-from session_fixtures import Open, Place
+from session_fixtures import Open, Place, alive
 
 from hpcsh import __version__, errors
 from hpcsh.client import connect, start
 from hpcsh.host import control, methods
-from hpcsh.model import File, SubmitSpec
+from hpcsh.model import File, LaunchFrame, LaunchSpec, SubmitSpec
 from hpcsh.serving import frames, places
 from hpcsh.serving.frames import Cancel, Credit, Failure, Hello, Request, Welcome
 from hpcsh.session import Session
@@ -135,6 +135,25 @@ async def test_calls_that_do_not_fit_are_errors_and_no_more(attached: Open) -> N
     client.writer.write(frames.encode(Cancel(99)) + frames.encode(Credit(99, 1 << 60)))
     answer = await client.call(20, "nodes", b"\x80")
     assert isinstance(answer, frames.Result)
+    client.writer.close()
+
+
+async def test_cancelling_twice_does_not_cut_the_clearing_up_short(attached: Open) -> None:
+    await attached()
+    client = await raw()
+    await client.call(1, "attach", msgspec.msgpack.encode({"profile": "here"}))
+    stubborn = LaunchSpec(tool="prun", program=("sh", "-c", "trap '' TERM; echo; while :; do sleep 1; done"))
+    first = await client.call(2, "launch", msgspec.msgpack.encode({"spec": stubborn}))
+    assert isinstance(first, frames.Item)
+    pid = int(msgspec.msgpack.decode(first.value, type=LaunchFrame).data)
+    assert isinstance(await client.receive(), frames.Item)  # it has set its trap
+    client.writer.write(frames.encode(Cancel(2)))
+    await client.call(3, "info", b"\x80")
+    client.writer.write(frames.encode(Cancel(2)))
+    end = await client.receive()
+    assert isinstance(end, Failure)
+    assert end.id == 2
+    assert not alive(pid)
     client.writer.close()
 
 

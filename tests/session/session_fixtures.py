@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -94,6 +95,10 @@ def _environment(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
         monkeypatch.setenv(name, str(value))
 
 
+def _too_long(number: int, frame: object) -> None:
+    raise TimeoutError("this test hangs")
+
+
 @pytest.fixture
 def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """Fresh directories; at the end the host is stopped and no process of the test may be left."""
@@ -103,7 +108,10 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     made = Place(root)
     for name, text in PROFILES.items():
         made.profile(name, text)
+    previous = signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(120)
     yield made
+    signal.alarm(60)
 
     async def stop() -> None:
         await control.stop()
@@ -112,6 +120,8 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     try:
         asyncio.run(stop())
     finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
         for pid in made.processes():
             os.kill(pid, 9)
         shutil.rmtree(root, ignore_errors=True)
