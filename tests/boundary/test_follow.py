@@ -6,10 +6,11 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from hpcsh.boundary import bootstrap
+from hpcsh.boundary import agent_follow, bootstrap
 from hpcsh.boundary.base import Follow
 from hpcsh.boundary.client import AgentBoundary
 from hpcsh.boundary.local import LocalBoundary
@@ -208,3 +209,27 @@ async def test_polling_alone_sees_everything(tmp_path: Path, monkeypatch: pytest
         path.write_bytes(b"four")
         await tail.until(b"onetwo3four")
     assert [event for event in tail.events if event != "data"] == ["waiting", "truncated", "rotated"]
+
+
+def test_what_is_written_just_before_a_rotation_is_not_lost(tmp_path: Path) -> None:
+    """The steps by hand: a writer adds to the old file after our last read and before we see the new one."""
+    path = tmp_path / "log"
+    path.write_bytes(b"first")
+    watching = SimpleNamespace(watch=lambda *_: -1, FILE=0, DIRECTORY=0)
+    agent = SimpleNamespace(inotify=lambda: watching, pool=SimpleNamespace(submit=lambda *_: None), queued=0)
+    head = {"i": 1, "path": str(path), "window": 1000}
+    follow = agent_follow.Follow(agent, head)  # type: ignore[arg-type]
+    assert follow.step(1000) == ([("data", b"first", 0)], True)
+    os.rename(path, tmp_path / "old")
+    path.write_bytes(b"new")
+    sound = follow.same
+
+    def late(fd: int) -> bool:
+        append(tmp_path / "old", b"last")
+        follow.same = sound  # type: ignore[method-assign]
+        return sound(fd)
+
+    follow.same = late  # type: ignore[method-assign]
+    told = [follow.step(1000)[0] for _ in range(3)]
+    assert told == [[("data", b"last", 5)], [("rotated", b"", 0)], [("data", b"new", 0)]]
+    os.close(follow.fd)
