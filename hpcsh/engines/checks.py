@@ -115,24 +115,31 @@ async def _settings(context: Context) -> list[Finding]:
     else:
         said = " ".join(options) or "(none)"
         out.append(found("profile.resources", f"Slurm takes the profile's resources: {said}"))
-    for field, table in (("account", "account"), ("qos", "qos")):
+    user, _, _ = await context.boundary.identity()
+    for field, query, what in (
+        ("account", ["assoc", f"user={user}", "format=account"], f"associations of {user} with an account"),
+        ("qos", ["qos", "format=name"], "QOS"),
+    ):
         value = getattr(wanted, field)
         if value:
-            out += await _known(context.boundary, table, value)
+            out += await _known(context.boundary, field, value, query, what)
     return out
 
 
-async def _known(boundary: Boundary, table: str, value: str) -> list[Finding]:
-    """Whether an account or QOS exists; Slurm without enforcement would take any."""
-    done = await run(boundary, ["sacctmgr", "-n", "-P", "show", table, "format=name"])
-    if done.code:
+async def _known(boundary: Boundary, field: str, value: str, query: list[str], what: str) -> list[Finding]:
+    """Whether the user may name an account or QOS; Slurm without enforcement would take any.
+
+    Silent where accounting shows nothing: some sites hide it from users.
+    """
+    done = await run(boundary, ["sacctmgr", "-n", "-P", "show", *query])
+    names = sorted(set(done.text.split()))
+    if done.code or not names:
         return []
-    names = done.text.split()
     missing = [name for name in value.split(",") if name not in names]
     if missing:
-        what = f"There is no {table} {', '.join(missing)}"
-        return [wrong(f"profile.{table}", what, f"known: {', '.join(names[:20])}")]
-    return [found(f"profile.{table}", f"The {table} {value} exists")]
+        said = f"{', '.join(missing)} is not among the {what}"
+        return [wrong(f"profile.{field}", said, f"use one of: {', '.join(names[:20])}")]
+    return [found(f"profile.{field}", f"{value} is among the {what}")]
 
 
 async def _setup(context: Context) -> list[Finding]:
