@@ -128,12 +128,11 @@ def write_archive(target: Path, layer: Path, diff_id: str, config: dict[str, Any
         "application/vnd.oci.image.manifest.v1+json",
     )  # fmt: skip
     named = {**manifest, "annotations": {"org.opencontainers.image.ref.name": "latest"}}
-    index = {"schemaVersion": 2, "manifests": [named]}
+    index = json.dumps({"schemaVersion": 2, "manifests": [named]}).encode()
+    files = [("oci-layout", b'{"imageLayoutVersion": "1.0.0"}'), ("index.json", index)]
+    files += [(f"blobs/sha256/{digest}", data) for digest, data in blobs]
     with tarfile.open(target, "w") as archive:
-        for name, data in (
-            ("oci-layout", b'{"imageLayoutVersion": "1.0.0"}'), ("index.json", json.dumps(index).encode()),
-            *((f"blobs/sha256/{digest}", data) for digest, data in blobs),
-        ):  # fmt: skip
+        for name, data in files:
             info = _info(name, tarfile.REGTYPE, 0o644)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))

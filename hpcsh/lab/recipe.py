@@ -14,7 +14,7 @@ _EXCLUDED = ("doc", "man", "locale", "info", "lintian", "bug")
 
 def build_file(name: str) -> Path:
     """A file of the recipe that travels in the package."""
-    return Path(str(resources.files("hpcsh.lab"))) / "files/build" / name
+    return Path(str(resources.files("hpcsh.lab"))) / "files/recipe" / name
 
 
 def packages() -> list[str]:

@@ -36,7 +36,9 @@ def test_a_keeper_is_known_by_its_state_directory(tmp_path: Path) -> None:
 
 def test_a_process_is_told_from_a_later_one_with_its_number() -> None:
     assert paths.start_time(os.getpid()) == paths.start_time(os.getpid())
-    assert paths.start_time(os.getpid()) != paths.start_time(os.getppid())
+    with subprocess.Popen(["sleep", "60"]) as later:
+        assert paths.start_time(later.pid) != paths.start_time(1)
+        later.kill()
     assert paths.start_time(2**22 + 1) is None
 
 
