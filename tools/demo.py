@@ -64,7 +64,7 @@ def pmix() -> None:
         "lab", "exec", "--user", "alice", "login", "--", "sh", "-c", f"cd && {COMPILE}", stdin=source,
         shown="hpcsh lab exec --user alice login -- sh -c 'cd && mpicc …' < examples/mpi/init_finalize.c",
     )  # fmt: skip
-    run("up", "-N", "3")
+    run("up", "-N", "3", "-n", "6")
     run("status")
     run("prterun", "--map-by", "ppr:1:node", "hostname")
     for _ in range(3):

@@ -47,6 +47,7 @@ async def use(profile: str, /, *, context: VerbContext) -> int:
     On a command line the choice is remembered for the next one; -P and HPCSH_PROFILE come before it.
     """
     session = await context.use(profile)
+    await session.workloads(mine_only=True)  # logs in, and asks the controller
     info = await session.info()
     context.out.line(f"{info.profile}: {info.engine} on {info.target} as {info.user}")
     return OK
@@ -56,8 +57,8 @@ async def use(profile: str, /, *, context: VerbContext) -> int:
 async def status(*, json: Json = False, context: VerbContext) -> int:
     """Show the session, its environments, and how old what it knows is."""
     session = await context.session()
-    info = await session.info()
     snapshot = await session.workloads(mine_only=True)
+    info = await session.info()
     environments = await session.environments() if "up" in info.capabilities else []
     if json:
         context.out.data({"session": info, "environments": environments, "as_of": snapshot.as_of,

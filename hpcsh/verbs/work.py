@@ -197,17 +197,29 @@ def _rows(w: Workload, now: float, depth: int = 0) -> list[list[Cell]]:
 
 
 @verb(risk=Risk.READ, needs="show", aliases=("describe",))
-async def show(ref: str, /, *, json: Json = False, context: VerbContext) -> int:
-    """Show all facts about a workload, and the exact script that runs.
+async def show(
+    ref: str,
+    /,
+    *,
+    script: Annotated[bool, Parameter(name=["--script"], negative="")] = False,
+    json: Json = False,
+    context: VerbContext,
+) -> int:
+    """Show all facts about a workload.
 
     Parameters
     ----------
     ref
         Its id or the beginning of it, its name, or a Slurm job id; so in every verb.
+    script
+        Print the exact script that runs instead.
     """
     detail = await (await context.session()).show(ref)
     if json:
         context.out.data(detail)
+        return OK
+    if script:
+        context.out.raw(detail.script.encode("utf-8", "surrogateescape"))
         return OK
     w = detail.workload
     for name, value in (
@@ -224,9 +236,6 @@ async def show(ref: str, /, *, json: Json = False, context: VerbContext) -> int:
         context.out.line(f"  {child.kind} {child.name}: {child.state}{exit_code} {child.reason}".rstrip())
     for key, value in detail.facts:
         context.out.line(f"{key:25} {value}")
-    if detail.script:
-        context.out.line("--- script")
-        context.out.raw(detail.script.encode("utf-8", "surrogateescape"))
     return OK
 
 

@@ -71,6 +71,7 @@ def test_a_script_keeps_its_sbatch_lines_and_arguments(hpcsh: Hpcsh, tmp_path: P
     shown = as_json(hpcsh("show", "--json", work["native_id"]))
     assert shown["workload"]["id"] == work["id"]
     assert "#SBATCH --output=mine-%j.txt" in shown["script"]
+    assert hpcsh("show", "--script", work["id"]).stdout.decode() == shown["script"]
 
 
 def test_a_pod_is_one_job_with_a_log_and_an_exit_code_for_each_container(hpcsh: Hpcsh) -> None:
