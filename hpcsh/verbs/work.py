@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from contextlib import aclosing
@@ -235,8 +236,16 @@ async def show(
         exit_code = "" if child.exit_code is None else f", exit {child.exit_code}"
         context.out.line(f"  {child.kind} {child.name}: {child.state}{exit_code} {child.reason}".rstrip())
     for key, value in detail.facts:
-        context.out.line(f"{key:25} {value}")
+        if value not in ("", "(null)", "N/A", "None"):
+            context.out.line(f"{key:25} {_readable(key, value)}")
     return OK
+
+
+def _readable(key: str, value: str) -> str:
+    """Slurm's times as a time of day; the facts have them as Unix seconds."""
+    return (
+        moment(float(value)) if key.endswith(("Time", "Eval")) and re.fullmatch(r"\d{9,}", value) else value
+    )
 
 
 @verb(risk=Risk.READ, needs="logs")
