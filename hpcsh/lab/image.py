@@ -99,8 +99,9 @@ def _unpack(home: Path, progress: Progress) -> None:
                    "--exclude=./dev/*", "-xpf", str(archive)]  # fmt: skip
 
         def extract() -> None:
-            part.chmod(0o755)
             subprocess.run(command, check=True, timeout=1800, stdin=subprocess.DEVNULL)
+            # It holds setuid programs that nobody keeps up to date: no user of the machine may reach them.
+            part.chmod(0o700)
 
         if not userns.call_as_root(extract):
             raise CommandError(f"The lab's root file system did not unpack from {archive}.")

@@ -125,6 +125,10 @@ def _mount_cgroups(at: Path, plan: Plan) -> None:
         options = f"none,{hierarchy.options}" if hierarchy.options.startswith("name=") else hierarchy.options
         # Seen from the node's cgroup namespace the mount begins at the node's own directory.
         kernel.mount("cgroup", at / hierarchy.name, "cgroup", kernel.MS_NOSUID | kernel.MS_NODEV, options)
+        # Controllers that share a hierarchy are looked for under each one's name.
+        for controller in hierarchy.options.split(","):
+            if "=" not in controller and controller != hierarchy.name:
+                (at / controller).symlink_to(hierarchy.name)
 
 
 def _mount_devices(dev: Path) -> None:

@@ -21,12 +21,13 @@ class Process:
 
     pid: int
     parent: int
+    uid: int
     inner: tuple[int, ...]
     argv: tuple[str, ...]
 
 
 def processes() -> Iterator[Process]:
-    """Every process of ours; those that end meanwhile are left out."""
+    """Every process of ours, for root every process; those that end meanwhile are left out."""
     me = os.geteuid()
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit():
@@ -42,12 +43,14 @@ def processes() -> Iterator[Process]:
             continue
         argv = tuple(part.decode(errors="replace") for part in raw.rstrip(b"\0").split(b"\0"))
         inner = tuple(int(p) for p in fields.get("NSpid", entry.name).split())
-        yield Process(int(entry.name), int(fields["PPid"]), inner, argv)
+        yield Process(int(entry.name), int(fields["PPid"]), theirs, inner, argv)
 
 
 def keeper_processes(state: Path) -> list[Process]:
     """The keeper of the lab in `state` and what still shares its command line, at any stage of its start."""
-    return [p for p in processes() if {"-m", KEEPER_MODULE, f"--state={state}"} <= set(p.argv)]
+    marks = {"-m", KEEPER_MODULE, f"--state={state}"}
+    # Another user's process of that look must neither be killed nor, worse, be entered by root.
+    return [p for p in processes() if p.uid == os.geteuid() and marks <= set(p.argv)]
 
 
 def keeper_of(state: Path) -> int | None:

@@ -10,6 +10,7 @@ from hpcsh.errors import UnavailableError
 from hpcsh.lab import kernel, userns
 
 _PACKAGE = {"mmdebstrap": "mmdebstrap", "newuidmap": "uidmap", "newgidmap": "uidmap", "tar": "tar"}
+_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _NEEDED_IDS = 30_000
 
 
@@ -21,7 +22,7 @@ def check(*, build: bool) -> None:
     """
     root = os.geteuid() == 0
     tools = ["tar", *(["mmdebstrap"] if build else []), *([] if root else ["newuidmap", "newgidmap"])]
-    missing = sorted({_PACKAGE[t] for t in tools if userns.which(t) is None})
+    missing = sorted({_PACKAGE[t] for t in tools if userns.which(t) is None} | _missing_keys(build))
     if missing and root:
         missing = _install(missing)
     problems = [f"these Debian packages are not installed: {' '.join(missing)}"] if missing else []
@@ -33,6 +34,11 @@ def check(*, build: bool) -> None:
     if problems:
         why = "\n".join(f"- {p}" for p in problems)
         raise UnavailableError("This machine cannot run a lab yet.", why=why, fix="\n     ".join(fixes))
+
+
+def _missing_keys(build: bool) -> set[str]:
+    """Without Debian's keys, as on Ubuntu, mmdebstrap can trust no package."""
+    return {"debian-archive-keyring"} if build and not _KEYRING.exists() else set()
 
 
 def _install(packages: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 from hpcsh.lab import paths, procs
@@ -33,6 +34,20 @@ def test_our_own_session_is_spared(tmp_path: Path) -> None:
 def test_a_keeper_is_known_by_its_state_directory(tmp_path: Path) -> None:
     assert procs.keeper_of(tmp_path) is None
     assert not procs.kill_lab(tmp_path)
+
+
+def test_another_users_process_is_no_keeper_of_ours(tmp_path: Path, as_root: None) -> None:
+    words = ["-m", procs.KEEPER_MODULE, f"--state={tmp_path}"]
+    asleep = ["sh", "-c", "read line", "sh", *words]
+    theirs = ["/usr/sbin/runuser", "-u", "nobody", "--", *asleep]
+    for command, ours in ((asleep, True), (theirs, False)):
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+            end = time.monotonic() + 30
+            while time.monotonic() < end and not any(p.argv == tuple(asleep) for p in procs.processes()):
+                time.sleep(0.01)
+            found = [p for p in procs.keeper_processes(tmp_path) if p.argv == tuple(asleep)]
+            assert bool(found) == ours
+            process.communicate(b"\n", timeout=30)
 
 
 def test_a_process_is_told_from_a_later_one_with_its_number() -> None:
