@@ -7,6 +7,7 @@ Exit code 0: all done. 77: no lab can come up on this machine, the reason and th
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ def title(text: str) -> None:
 
 def run(*words: str, stdin: Path | None = None, capture: bool = False, shown: str | None = None) -> str:
     """Run one hpcsh command, print it and its time; a failure ends the demo with its exit code."""
-    print(f"$ {shown or 'hpcsh ' + ' '.join(words)}", flush=True)
+    print(f"$ {shown or 'hpcsh ' + shlex.join(words)}", flush=True)
     began = time.monotonic()
     with stdin.open("rb") if stdin else open(os.devnull, "rb") as source:
         done = subprocess.run(
@@ -47,7 +48,7 @@ def virtual_node() -> None:
     os.environ["HPCSH_PROFILE"] = "lab-virtual-node"
     run("doctor")
     run("pull", "docker://login:5000/python:latest")
-    pod = run("submit", "examples/pods/hello.yaml", capture=True).split()[0]
+    pod = run("submit", "examples/pods/count.yaml", capture=True).split()[0]
     run("logs", "-f", pod)
     run("wait", pod)
     run("show", pod)
