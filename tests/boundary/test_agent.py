@@ -153,14 +153,21 @@ async def test_an_interpreter_that_is_not_there() -> None:
         await target.open()
 
 
+def is_pipe_to_write(pid: int, fd: str) -> bool:
+    try:
+        flags = re.search(r"flags:\s+(\d+)", Path(f"/proc/{pid}/fdinfo/{fd}").read_text())
+        return os.readlink(f"/proc/{pid}/fd/{fd}").startswith("pipe:") and bool(flags and int(flags[1], 8) & 1)
+    except FileNotFoundError:
+        return False
+
+
 async def test_junk_from_the_other_side_is_an_error_and_not_a_hang() -> None:
     """A program on the target that prints into the agent's output."""
     async with LocalBoundary() as target:
         pid = int((await target.run(["sh", "-c", "echo $PPID"], timeout=20)).text)
         follow = target.follow("/nowhere")
         await anext(follow)
-        ends = [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd")]
-        pipes = [end for end in ends if os.readlink(end).startswith("pipe:") and os.access(end, os.W_OK)]
+        pipes = [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd") if is_pipe_to_write(pid, fd)]
         waiting = asyncio.ensure_future(anext(follow))
         for end in pipes:
             try:
