@@ -173,12 +173,14 @@ class Pool:
                 yield step
 
     async def fetch(self, entry: Entry) -> Entry:
-        """The same entry, in the pool."""
-        if not entry.present:
-            async with aclosing(self._bring(entry)) as progress:
-                async for _ in progress:
-                    pass
-        return msgspec.structs.replace(entry, present=True)
+        """The same entry, in the pool, with its size and time."""
+        if entry.present:
+            return entry
+        async with aclosing(self._bring(entry)) as progress:
+            async for _ in progress:
+                pass
+        pulled = [i for i in await self.images() if i.path == entry.image.path]
+        return msgspec.structs.replace(entry, image=pulled[0] if pulled else entry.image, present=True)
 
     async def _bring(self, entry: Entry) -> AsyncGenerator[Progress, None]:
         subject = entry.reference.canonical

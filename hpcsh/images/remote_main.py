@@ -11,7 +11,7 @@ import time
 from typing import Any, Optional
 
 from hpcsh.images.remote_base import Failed, Json, say
-from hpcsh.images.remote_pool import Lock, metadata, remove_tree, size_of, write_json
+from hpcsh.images.remote_pool import Lock, end_pause, metadata, remove_tree, size_of, write_json
 from hpcsh.images.remote_registry import resolve
 from hpcsh.images.remote_tools import apptainer, podman
 
@@ -37,6 +37,7 @@ def pull(request: Json) -> Json:
         finally:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
+            end_pause(*(os.path.join(work, p) for p in ("tmp/pause.pid", "home/libpod/tmp/pause.pid")))
             remove_tree(work)
 
 

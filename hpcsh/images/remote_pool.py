@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from typing import Any, List
@@ -48,10 +49,25 @@ def remove_tree(path: str) -> None:
         if not os.path.lexists(path):
             return
     # Files of subordinate users, which rootless podman leaves when it is stopped, only it can remove.
+    runtime = path + ".runtime"
     try:
-        subprocess.call(["podman", "unshare", "rm", "-rf", path], stderr=subprocess.DEVNULL)
+        os.mkdir(runtime, 0o700)
+        env = dict(os.environ, XDG_RUNTIME_DIR=runtime)
+        subprocess.call(["podman", "unshare", "rm", "-rf", path], stderr=subprocess.DEVNULL, env=env)
     except OSError:
         pass
+    end_pause(os.path.join(runtime, "libpod/tmp/pause.pid"))
+    shutil.rmtree(runtime, ignore_errors=True)
+
+
+def end_pause(*places: str) -> None:
+    """End the process with which rootless podman holds its user namespace."""
+    for place in places:
+        try:
+            with open(place) as f:
+                os.kill(int(f.read()), signal.SIGKILL)
+        except (OSError, ValueError):
+            pass
 
 
 def size_of(path: str) -> int:

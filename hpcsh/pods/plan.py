@@ -7,6 +7,7 @@ has and with the runtime's command lines (`pods.body`).
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Iterable
 
 import msgspec
 
@@ -88,8 +89,7 @@ def plan(
     built = [_container(c, manifest, scope, store, init=True) for c in pod.spec.init_containers]
     built += [_container(c, manifest, scope, store, init=False) for c in pod.spec.containers]
     wanted, about = _resources(asked, said, base_cpus=base_cpus, base_memory=base_memory, where=where)
-    if pod.spec.restart_policy == "":
-        about.append(f"{where}: restartPolicy is not set: here it runs once (in Kubernetes: for ever)")
+    about += _unsaid(pod.spec.restart_policy, where)
     return PodPlan(
         name=name,
         namespace=namespace,
@@ -105,11 +105,20 @@ def plan(
         options=said.options,
         extra_mounts=said.mounts,
         image_root=said.image_root,
-        warnings=tuple(dict.fromkeys(
-            [*warnings, *asked.warnings, *said.warnings, *store.warnings,
-             *(w for b in built for w in b.warnings), *about]
-        )),
+        warnings=_once(warnings, asked.warnings, said.warnings, store.warnings,
+                       *(b.warnings for b in built), about),
     )  # fmt: skip
+
+
+def _once(*groups: Iterable[str]) -> tuple[str, ...]:
+    """All of them in order, each once."""
+    return tuple(dict.fromkeys(text for group in groups for text in group))
+
+
+def _unsaid(policy: str, where: str) -> list[str]:
+    if policy:
+        return []
+    return [f"{where}: restartPolicy is not set: here it runs once (in Kubernetes: for ever)"]
 
 
 class _Built(msgspec.Struct, frozen=True):

@@ -226,6 +226,32 @@ def test_sigterm_during_an_init_container_starts_nothing_more(bench: Bench) -> N
     assert not (bench.root / "run-main.out").exists()
 
 
+def test_sigterm_before_the_containers_leaves_nothing_on_the_node(bench: Bench) -> None:
+    text = """
+apiVersion: v1
+kind: Pod
+metadata: {name: p, annotations: {slurm-job.vk.io/pre-exec: "touch $T/up; while :; do sleep .05; done"}}
+spec: {restartPolicy: Never, containers: [{name: c, image: x, command: [echo, never]}]}
+"""
+    bench.stage(make(text))
+    process = bench.start()
+    bench.wait_for_file("up")
+    process.terminate()
+    assert process.wait(30) == 143
+    assert not list(bench.tmp.iterdir())
+    assert not (bench.root / "run-c.out").exists()
+
+
+def test_what_was_started_beside_it_dies_with_a_killed_container(bench: Bench) -> None:
+    script = "trap '' TERM; (trap '' TERM; exec sleep 987654) & touch $T/up; while :; do sleep .05; done"
+    bench.stage(pod(sh("c", script), "  terminationGracePeriodSeconds: 0\n"))
+    process = bench.start()
+    bench.wait_for_file("up")
+    process.terminate()
+    assert process.wait(30) == 137
+    assert subprocess.run(["pgrep", "-f", "sleep 987654"], check=False).returncode == 1
+
+
 def test_on_failure_is_started_again_until_it_succeeds(bench: Bench) -> None:
     script = "echo x >> $T/n; [ $(wc -l < $T/n) = 3 ]"
     bench.stage(pod(sh("c", script), policy="OnFailure"), backoff=0, backoff_limit=0)
