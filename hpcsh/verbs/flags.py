@@ -121,7 +121,7 @@ def script_and_args(function: Callable[..., object], tokens: Sequence[str]) -> l
     """Split `[options] SCRIPT [ARG...]`: all that follows the script belongs to it, as with sbatch."""
     out, i = _own_words(options(function), tokens)
     rest = list(tokens[i + 1 :] if tokens[i : i + 1] == ["--"] else tokens[i:])
-    return [*out, *rest[:1], "--", *rest[1:]] if rest else out
+    return [*out, "--", *rest] if rest else out
 
 
 def image_and_command(function: Callable[..., object], tokens: Sequence[str]) -> list[str]:
@@ -138,4 +138,4 @@ def image_and_command(function: Callable[..., object], tokens: Sequence[str]) ->
         raise UsageError(
             f"run: what is {tokens[i]!r}?", fix="put the command after --, as in `run IMAGE -- COMMAND`"
         )
-    return [*out, image, "--", *tokens[i + 1 :]]
+    return [*out, "--", image, *tokens[i + 1 :]]

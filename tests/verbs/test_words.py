@@ -58,8 +58,7 @@ def test_habits_of_sbatch_count(short: str) -> None:
 def test_run_tells_image_and_command_apart(words: list[str], image: str, command: list[str]) -> None:
     split = image_and_command(RUN, words)
     at = split.index("--")
-    assert split[at - 1] == image
-    assert split[at + 1 :] == command
+    assert split[at + 1 :] == [image, *command]
 
 
 def test_run_refuses_a_second_word_before_the_dashes() -> None:
@@ -70,7 +69,11 @@ def test_run_refuses_a_second_word_before_the_dashes() -> None:
 @given(st.lists(st.text(min_size=1), max_size=5))
 def test_script_arguments_survive_exactly(args: list[str]) -> None:
     split = script_and_args(SUBMIT, ["job.sh", *args])
-    assert split == ["job.sh", "--", *args]
+    assert split == ["--", "job.sh", *args]
+
+
+def test_a_dash_is_standard_input() -> None:
+    assert parsed("submit", ["-p", "debug", "-", "x"])[0] == ("-", "x")
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,14 @@ def marked(options: Sequence[str], program: Sequence[str], launch_id: str) -> li
     return words
 
 
+def kept_by_prun(word: str) -> str:
+    """A word of which prun makes `word`: it strips one double quote from each end of every argument.
+
+    So do all of PRRTE 3.0 to 5.0 (`pmix_argv_copy_strip` in prun.c); prterun does not.
+    """
+    return ('"' if word.startswith('"') else "") + word + ('"' if word.endswith('"') else "")
+
+
 def personality(options: Sequence[str]) -> str:
     """The value of `--personality`, "" when it is not said."""
     found = ""
@@ -144,7 +152,8 @@ def launch_command(
         words += SPAWN_IN_LINE
     if map_by and not any(o.partition("=")[0] in _MAPPING for o in options):
         words += ["--map-by", map_by]
-    return Command((*words, *marked(options, program, launch_id)), env)
+    rest = marked(options, program, launch_id)
+    return Command((*words, *(map(kept_by_prun, rest) if tool == "prun" else rest)), env)
 
 
 def head_argv(job: str, head: str) -> list[str]:

@@ -6,10 +6,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import msgspec
 
+from hpcsh.engines import checks
 from hpcsh.engines.context import Context
 from hpcsh.engines.jobs import Jobs, JobSpec
 from hpcsh.engines.jobs.core import LogFiles
-from hpcsh.engines.pmix import doctor
+from hpcsh.engines.pmix import containers, doctor
 from hpcsh.engines.pmix.commands import check_options
 from hpcsh.engines.pmix.containers import Containers
 from hpcsh.engines.pmix.environments import Environments, S
@@ -71,7 +72,11 @@ class Pmix:
 
     async def doctor(self) -> list[Finding]:
         """PRRTE's tools and what all engines need."""
-        return [*await self._containers.doctor(), *await doctor.look(self._c.boundary)]
+        return [
+            *await checks.slurm(self._c),
+            *await checks.containers(self._c.boundary, self._containers.pool),
+            *await doctor.look(self._c.boundary),
+        ]
 
     async def nodes(self) -> list[Node]:
         """The cluster's nodes."""
@@ -88,6 +93,9 @@ class Pmix:
 
     async def submit(self, spec: SubmitSpec) -> Workload:
         """Submit a batch script or a command as a plain Slurm job."""
+        if spec.image and spec.file is None:
+            entry = await self._containers.entry(spec.image)
+            await self._containers.fetched(spec.image, entry)
         return await self._jobs.submit(await self._job(spec))
 
     async def workloads(self, *, mine_only: bool = False, fresh: bool = False) -> Snapshot:
@@ -191,8 +199,12 @@ class Pmix:
     async def plan_launch(self, spec: LaunchSpec) -> Plan:
         """The exact command lines of a launch."""
         check_options(spec.tool, spec.options, spec.program)
-        resolved = await self._containers.resolve(spec)
-        if await self._inside(spec):
+        containers.check(spec)
+        inside = await self._inside(spec)
+        resolved = spec
+        if spec.image:
+            resolved = containers.inside(spec, await self._containers.entry(spec.image))
+        if inside:
             return await self._launches.plan(resolved)
         return await self._one_shot.plan(resolved, spec)
 
@@ -202,10 +214,16 @@ class Pmix:
 
     async def _launch(self, spec: LaunchSpec) -> AsyncGenerator[LaunchFrame, None]:
         check_options(spec.tool, spec.options, spec.program)
+        containers.check(spec)
         inside = await self._inside(spec)
-        if inside:
-            await self._launches.reach(spec.environment)
-        resolved = await self._containers.resolve(spec)
+        resolved = spec
+        if spec.image:
+            if inside:
+                await self._launches.reach(spec.environment)
+            entry = await self._containers.entry(spec.image)
+            if not entry.present:
+                yield LaunchFrame(data=f"pulling {spec.image}\n".encode())
+            resolved = containers.inside(spec, await self._containers.fetched(spec.image, entry))
         launches = self._launches.launch if inside else self._one_shot.launch
         frames = launches(resolved, spec)
         try:

@@ -13,11 +13,19 @@ import msgspec
 
 from hpcsh.boundary.base import Process
 from hpcsh.engines.context import Context
-from hpcsh.engines.pmix import layout
+from hpcsh.engines.pmix import exact, layout
 from hpcsh.engines.pmix.commands import Command, launch_command, personality
 from hpcsh.engines.pmix.environments import Environments, S
+from hpcsh.engines.pmix.exact import Unmark
 from hpcsh.engines.pmix.heads import Head, Heads
-from hpcsh.engines.pmix.messages import LAUNCHER_CODES, Program, explain, first_failure
+from hpcsh.engines.pmix.messages import (
+    LAUNCHER_CODES,
+    NOT_EXECUTABLE,
+    NOT_FOUND,
+    Program,
+    explain,
+    first_failure,
+)
 from hpcsh.engines.pmix.probing import look_at
 from hpcsh.errors import HpcshError, TargetError, TimedOutError
 from hpcsh.model import Environment, Kind, LaunchFrame, LaunchSpec, Plan, State, Workload
@@ -95,8 +103,11 @@ class Launches:
         uri = ""
         if spec.tool == "prun" and personality(spec.options) not in ("", "prte"):
             uri = head.uri or await head.read_uri(self._c.boundary)
+        program = spec.program
+        if exact.possible(spec.tool, spec.options, program):
+            program = exact.wrapped(program, launch_id)
         command = launch_command(
-            spec.tool, spec.options, spec.program, launch_id=launch_id, uri_path=head.uri_path, uri=uri,
+            spec.tool, spec.options, program, launch_id=launch_id, uri_path=head.uri_path, uri=uri,
             map_by=self._c.profile.pmix.map_by,
         )  # fmt: skip
         env = dict(command.env)
@@ -122,7 +133,7 @@ class Launches:
         async with contextlib.AsyncExitStack() as stack:
             process, head = await self._begin(stack, spec, environment, head, launch_id)
             yield LaunchFrame(workload=workload)
-            async for stream, data in self._output(process, spec.timeout, ended):
+            async for stream, data in self._output(process, launch_id, spec.timeout, ended):
                 ended.take(stream, data)
                 yield LaunchFrame(stream=stream, data=data)
             ended.code = await process.wait()
@@ -158,21 +169,24 @@ class Launches:
         return process, head
 
     async def _output(
-        self, process: Process, timeout: float | None, ended: Ended
+        self, process: Process, launch_id: str, timeout: float | None, ended: Ended
     ) -> AsyncIterator[tuple[int, bytes]]:
         """The output; when the time is up the launcher is told to end the ranks, and the rest is read."""
-        if timeout is None:
-            async for piece in process.output():
-                yield piece
-            return
+        filters = {1: Unmark(launch_id), 2: Unmark(launch_id)}
         alarm = asyncio.ensure_future(self._alarm(process, timeout, ended))
         try:
-            async for piece in process.output():
-                yield piece
+            async for stream, data in process.output():
+                if data := filters[stream].feed(data):
+                    yield stream, data
         finally:
             alarm.cancel()
+        for stream, unmark in filters.items():
+            if data := unmark.rest():
+                yield stream, data
 
-    async def _alarm(self, process: Process, timeout: float, ended: Ended) -> None:
+    async def _alarm(self, process: Process, timeout: float | None, ended: Ended) -> None:
+        if timeout is None:
+            return
         await self._c.clock.sleep(timeout)
         ended.timed_out = True
         with contextlib.suppress(HpcshError):
@@ -186,7 +200,7 @@ class Launches:
         if ended.code == 0:
             return None
         program = Program(spec.program[0], image=spec.image or "")
-        if ended.code in LAUNCHER_CODES or ended.code == 137:
+        if ended.code in LAUNCHER_CODES or ended.code in (NOT_EXECUTABLE, NOT_FOUND, 137):
             with contextlib.suppress(HpcshError):
                 program = await look_at(head, spec.program, spec.cwd, spec.image or "")
         error = explain(ended.code, ended.text, program, environment.slots, output=ended.output)

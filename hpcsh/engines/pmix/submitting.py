@@ -10,6 +10,7 @@ from hpcsh.engines.jobs import Jobs, JobSpec, Staged
 from hpcsh.engines.pmix import layout
 from hpcsh.engines.pmix.containers import Containers
 from hpcsh.errors import UsageError
+from hpcsh.images.runtime import rank_argv
 from hpcsh.model import Kind, SubmitSpec
 
 _MANIFEST = re.compile(rb"^(?:apiVersion|kind):\s*\S|^\s*\{\s*\"(?:apiVersion|kind)\"", re.MULTILINE)
@@ -39,7 +40,7 @@ async def job_spec(context: Context, jobs: Jobs, containers: Containers, spec: S
     _check(spec)
     argv = spec.command
     if spec.image:
-        argv = await containers.wrap(spec.image, spec.command)
+        argv = tuple(rank_argv((await containers.entry(spec.image)).image, spec.command))
     staged = {layout.ARGV: layout.words(argv), layout.ENV: layout.assignments(spec.env)}
     return JobSpec(
         id=context.new_id(),

@@ -2,13 +2,22 @@
 # End every process of a launch on this node:   sweep ID SECONDS
 # SIGTERM, then SIGKILL after SECONDS. Status 1 when one of them is still there.
 
-marked() { # processes that carry the launch's id, and their descendants
+space=
+marked() { # processes that carry the launch's id, or its namespace in a container, and their descendants
     local file pid parent line more
     declare -A mine=()
+    found=
     for file in $(grep -lsaz -- "^HPCSH_LAUNCH=$id\$" /proc/[0-9]*/environ 2>/dev/null); do
         pid=${file#/proc/}
         mine[${pid%/environ}]=1
+        [ -n "$space" ] || space=$(grep -saz -m 1 '^PMIX_NAMESPACE=' "$file" | tr -d '\0')
     done
+    if [ -n "$space" ]; then
+        for file in $(grep -lsazFx -- "$space" /proc/[0-9]*/environ 2>/dev/null); do
+            pid=${file#/proc/}
+            mine[${pid%/environ}]=1
+        done
+    fi
     [ ${#mine[@]} -gt 0 ] || return 0
     more=1
     while [ -n "$more" ]; do
@@ -23,14 +32,14 @@ marked() { # processes that carry the launch's id, and their descendants
         done
     done
     unset "mine[$$]"
-    printf '%s\n' "${!mine[@]}"
+    found=${!mine[*]}
 }
 
 id=$1 seconds=$2 quiet=0 signal=TERM
 [ -n "$id" ] || exit 2
 # Quiet twice: a launch may have been on its way when its launcher was killed.
 for ((n = 0; n < seconds * 5 + 25; n++)); do
-    found=$(marked)
+    marked
     if [ -z "$found" ]; then
         quiet=$((quiet + 1))
         [ $quiet -ge 2 ] && exit 0
