@@ -72,7 +72,11 @@ def _objects(docs: list[Any], origin: str) -> Iterator[dict[str, Any]]:
         if doc is None:
             continue
         if not isinstance(doc, dict):
-            raise UsageError(f"{origin} is no Kubernetes manifest: a document is a {type(doc).__name__}.")
+            raise UsageError(
+                f"{origin} is neither a batch script nor a Kubernetes manifest.",
+                why=f"A YAML document in it is a {type(doc).__name__}, not a mapping.",
+                fix="a batch script begins with a `#!` line, a manifest has apiVersion and kind",
+            )
         version, kind = doc.get("apiVersion"), doc.get("kind")
         if not version or not kind:
             raise UsageError(

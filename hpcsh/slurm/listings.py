@@ -27,7 +27,7 @@ def parse_nodes(text: str) -> list[Node]:
         nodes[name] = Node(
             name=name,
             state=row["StateLong"].lower(),
-            partitions=before if partition in before else (*before, partition),
+            partitions=tuple(sorted({*before, partition})),
             cpus=cpus[3] if len(cpus) == 4 else 0,
             cpus_used=cpus[0],
             memory=total,

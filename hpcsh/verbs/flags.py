@@ -97,7 +97,7 @@ def options(function: Callable[..., object]) -> dict[str, bool]:
         if any(getattr(e, "parse", None) is False for e in extras):
             continue
         names = next((e.name for e in extras if getattr(e, "name", None)), None)
-        known.update(dict.fromkeys(names or [f"--{name.replace('_', '-')}"], base is not bool))
+        known.update(dict.fromkeys(names or [f"--{name.replace('_', '-')}"], base not in (bool, bool | None)))
     return known
 
 

@@ -53,8 +53,11 @@ async def submit(
         Arguments of the script: all that follows its name.
     """
     resources = flags.resources() if flags else Resources()
+    content = context.read(file)
+    if not content.data.strip():
+        raise UsageError(f"{'standard input' if file == '-' else file} is empty.")
     spec = SubmitSpec(
-        file=context.read(file), args=args, resources=resources, inherit_env=inherit_env, cwd=resources.chdir
+        file=content, args=args, resources=resources, inherit_env=inherit_env, cwd=resources.chdir
     )
     return await _submit(context, spec, dry_run=dry_run, json=json)
 
@@ -65,6 +68,7 @@ async def run(
     /,
     *command: Annotated[str, Parameter(allow_leading_hyphen=True)],
     flags: SbatchFlags | None = None,
+    image_option: Annotated[str, Parameter(name=["--image"], help="The image, if you like it so.")] = "",
     env: Annotated[list[str] | None, Parameter(name=["--env", "-e"], negative="")] = None,
     detach: Annotated[bool, Parameter(name=["--detach"], negative="")] = False,
     inherit_env: Inherit = None,
@@ -87,6 +91,7 @@ async def run(
     detach
         Print the id and return at once.
     """
+    image = image or image_option
     if not image and not command:
         raise UsageError("run: nothing to run.", fix="`hpcsh run IMAGE -- COMMAND` or `hpcsh run -- COMMAND`")
     resources = flags.resources() if flags else Resources()

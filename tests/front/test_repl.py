@@ -41,7 +41,7 @@ class Terminal:
         self._child.send(keys)
 
     def end(self) -> int:
-        self._child.sendeof()
+        self._child.send("\x15\x04")  # empty the line, then the end
         self._child.expect(pexpect.EOF)
         self._child.close()
         return int(self._child.exitstatus or 0)

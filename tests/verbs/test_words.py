@@ -72,6 +72,14 @@ def test_script_arguments_survive_exactly(args: list[str]) -> None:
     assert split == ["--", "job.sh", *args]
 
 
+def test_a_switch_takes_no_value() -> None:
+    assert parsed("run", ["--inherit-env", "--", "ls"]) == (("", "ls"), {"inherit_env": True})
+
+
+def test_the_image_may_be_an_option_as_for_prun() -> None:
+    assert parsed("run", ["--image", "i", "--", "ls"]) == (("", "ls"), {"image_option": "i"})
+
+
 def test_a_dash_is_standard_input() -> None:
     assert parsed("submit", ["-p", "debug", "-", "x"])[0] == ("-", "x")
 
