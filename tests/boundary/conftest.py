@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from sshd_server import Sshd, Users
 
 from hpcsh.boundary.client import AgentBoundary
 from hpcsh.boundary.local import LocalBoundary
 from hpcsh.boundary.nested import NestedBoundary
 from hpcsh.boundary.ssh import SSHBoundary
+from tests.boundary.sshd_server import Sshd, Users
 
 
 @pytest.fixture(autouse=True)

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sshd_server import require
 
 from hpcsh.boundary import bootstrap
 from hpcsh.boundary.local import LocalBoundary
 from hpcsh.boundary.nested import NestedBoundary
 from hpcsh.boundary.wire import Decoder, FrameError, MarkerScanner, encode
 from hpcsh.errors import TargetError, UsageError
+from tests.boundary.sshd_server import require
 
 
 @given(st.lists(st.tuples(st.text(), st.binary(max_size=300)), max_size=8), st.integers(1, 64))
@@ -156,7 +156,8 @@ async def test_an_interpreter_that_is_not_there() -> None:
 def is_pipe_to_write(pid: int, fd: str) -> bool:
     try:
         flags = re.search(r"flags:\s+(\d+)", Path(f"/proc/{pid}/fdinfo/{fd}").read_text())
-        return os.readlink(f"/proc/{pid}/fd/{fd}").startswith("pipe:") and bool(flags and int(flags[1], 8) & 1)
+        is_pipe = os.readlink(f"/proc/{pid}/fd/{fd}").startswith("pipe:")
+        return is_pipe and flags is not None and int(flags[1], 8) & os.O_WRONLY != 0
     except FileNotFoundError:
         return False
 
@@ -167,7 +168,8 @@ async def test_junk_from_the_other_side_is_an_error_and_not_a_hang() -> None:
         pid = int((await target.run(["sh", "-c", "echo $PPID"], timeout=20)).text)
         follow = target.follow("/nowhere")
         await anext(follow)
-        pipes = [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd") if is_pipe_to_write(pid, fd)]
+        held = os.listdir(f"/proc/{pid}/fd")
+        pipes = [f"/proc/{pid}/fd/{fd}" for fd in held if is_pipe_to_write(pid, fd)]
         waiting = asyncio.ensure_future(anext(follow))
         for end in pipes:
             try:

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from sshd_server import processes_with
 
 from hpcsh.boundary.client import AgentBoundary
 from hpcsh.errors import CommandError, NotFoundError, TargetError, TimedOutError, UsageError
+from tests.boundary.sshd_server import processes_with
 
 EVERY_BYTE = bytes(range(256))
 ODD_WORDS = [

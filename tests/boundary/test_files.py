@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sshd_server import require
 
 from hpcsh.boundary.base import FileInfo
 from hpcsh.boundary.client import AgentBoundary
 from hpcsh.errors import CommandError, NotFoundError, UsageError
+from tests.boundary.sshd_server import require
 
 ODD_NAMES = ["a b", "é☃", "new\nline", "-rf", "'\"$x", os.fsdecode(b"\xff\xfe")]
 

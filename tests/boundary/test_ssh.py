@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from sshd_server import Sshd, Users, descendants, is_sshd, keygen, processes_with
 
 from hpcsh.boundary import bootstrap, ssh
 from hpcsh.boundary.host_keys import fingerprint, known_keys
 from hpcsh.boundary.ssh import SSHBoundary
 from hpcsh.errors import TargetError, UsageError
+from tests.boundary.sshd_server import Sshd, Users, descendants, is_sshd, keygen, processes_with
 
 NOISE = "printf 'welcome to the cluster\\n'; printf '\\000\\001\\377hpcsh-agent-\\n'; echo error >&2; "
 MEGABYTES = "head -c 3000000 /dev/urandom; head -c 3000000 /dev/urandom >&2; "

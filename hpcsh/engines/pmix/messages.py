@@ -139,8 +139,11 @@ def explain(
     own words are not mistaken for PRRTE's as long as its exit status is none of PRRTE's.
     """
     flat = _flat(text)
-    if not program.image and code in (NOT_FOUND, NOT_EXECUTABLE) and f"env: {_quoted(flat)}: " in flat:
-        return (missing_program if code == NOT_FOUND else denied_program)(program)
+    if not program.image and code in (NOT_FOUND, NOT_EXECUTABLE):
+        # The rank's shell (`exact`) runs the program by env, whose quotes depend on the locale.
+        words = rf"env: .?{re.escape(program.name)}.?: (?:No such file or directory|Permission denied)"
+        absent = code == NOT_FOUND
+        return (missing_program if absent else denied_program)(program) if re.search(words, flat) else None
     if program.image and code in (255, NOT_FOUND) and (found := _not_in_image(flat, program)):
         return found
     if code in LAUNCHER_CODES:
@@ -167,12 +170,6 @@ def explain(
             exit_code=NOT_FOUND,
         )
     return None
-
-
-def _quoted(flat: str) -> str:
-    """What `env` says that it cannot run, with its quotes (they depend on the locale)."""
-    found = re.search(r"env: (.+?): (?:No such file or directory|Permission denied)", flat)
-    return found[1] if found else "\0"
 
 
 def _not_in_image(flat: str, program: Program) -> HpcshError | None:
