@@ -40,6 +40,14 @@ class Engine(Protocol):
     name: str
     capabilities: frozenset[str]
 
+    async def open(self) -> None:
+        """Take up what an earlier process left: settle what it did not know. Called once, before all else."""
+        ...
+
+    async def close(self) -> None:
+        """Give up what this process holds for the engine; what runs on the target goes on."""
+        ...
+
     async def doctor(self) -> list[Finding]:
         """Look at everything this engine needs on its target, and say what is wrong and how to fix it."""
         ...

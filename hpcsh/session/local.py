@@ -80,12 +80,21 @@ class Shared:
         context = Context(
             profile=self.profile,
             boundary=PreparedBoundary(boundary, environment) if environment else boundary,
-            cluster=self.target.cluster(environment),
+            cluster=self.target.cluster(environment, self.profile.poll),
             store=self._store,
             bus=self.bus,
             clock=self._clock,
         )
-        return self._make(context)
+        engine = self._make(context)
+        await engine.open()
+        return engine
+
+    async def close(self) -> None:
+        """Close the engine, if it was ever opened."""
+        async with self._lock:
+            engine, self._engine = self._engine, None
+            if engine is not None:
+                await engine.close()
 
     def info(self) -> SessionInfo:
         """The session as it is now."""

@@ -77,7 +77,10 @@ class Sessions:
 
     async def _close(self, name: str) -> None:
         shared = self._open.pop(name)
-        await self._targets.release(shared.target)
+        try:
+            await shared.close()
+        finally:
+            await self._targets.release(shared.target)
 
     async def close(self) -> None:
         """Close every session, used or not."""

@@ -9,7 +9,7 @@ from typing import cast
 from hpcsh.boundary.base import Boundary
 from hpcsh.clock import Clock
 from hpcsh.errors import HpcshError, TargetError
-from hpcsh.profiles import Profile
+from hpcsh.profiles import Poll, Profile
 from hpcsh.session.prepared import Environment, PreparedBoundary
 from hpcsh.session.protocol import Ask
 from hpcsh.slurm.cluster import Cluster
@@ -85,8 +85,8 @@ class Target:
                 raise
             return self._boundary
 
-    def cluster(self, environment: Environment) -> Cluster:
-        """The one Slurm client of this target.
+    def cluster(self, environment: Environment, poll: Poll) -> Cluster:
+        """The one Slurm client of this target; the strictest floor of all its sessions counts.
 
         It asks in the environment of the first session that has one: where `squeue` only exists after a
         `module load`, any session whose `setup` does that provides it for all.
@@ -94,10 +94,10 @@ class Target:
         assert self._boundary is not None, "opened before"
         if self._prepared is None or self._cluster is None:
             self._prepared = PreparedBoundary(self._boundary, environment)
-            poll = self._profile.poll
             self._cluster = Cluster(self._prepared, self._clock, floor=poll.floor, idle=poll.idle)
         elif not self._prepared.environment:
             self._prepared.environment = dict(environment)
+        self._cluster.slow_down(poll.floor)
         return self._cluster
 
     async def close(self) -> None:

@@ -89,6 +89,15 @@ class Cluster:
         """
         return await self._poller.next(after)
 
+    @property
+    def floor(self) -> float:
+        """Seconds between two questions at the least."""
+        return self._poller.floor
+
+    def slow_down(self, floor: float) -> None:
+        """Ask never more often than every `floor` seconds: of several sessions the strictest one counts."""
+        self._poller.slow_down(floor)
+
     def hasten(self) -> None:
         """Something is known to have changed: the next question comes as soon as the floor allows."""
         self._poller.hasten()

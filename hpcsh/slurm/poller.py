@@ -46,6 +46,11 @@ class Poller:
         """The newest answer, None before the first."""
         return self._last
 
+    def slow_down(self, floor: float) -> None:
+        """Never ask more often than every `floor` seconds from now on; it can only grow."""
+        self.floor = max(self.floor, floor)
+        self.idle = max(self.idle, self.floor)
+
     def hasten(self) -> None:
         """Something is known to have changed: ask again as soon as the floor allows."""
         self._wanted = True

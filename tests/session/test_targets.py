@@ -6,7 +6,7 @@ from session_fixtures import Open, Place
 
 from hpcsh.client import connect
 from hpcsh.clock import SystemClock
-from hpcsh.profiles import load
+from hpcsh.profiles import Poll, load
 from hpcsh.session.prepared import PreparedBoundary
 from hpcsh.session.targets import Target, Targets
 
@@ -15,9 +15,10 @@ async def test_one_slurm_client_in_the_first_environment_that_was_prepared(place
     target = Target(load("here"), SystemClock())
     await target.open(None)
     try:
-        cluster = target.cluster({})
-        assert target.cluster({"PATH": "/opt/slurm/bin"}) is cluster
-        assert target.cluster({"PATH": "/another"}) is cluster
+        cluster = target.cluster({}, Poll(floor=30))
+        assert target.cluster({"PATH": "/opt/slurm/bin"}, Poll(floor=120)) is cluster
+        assert target.cluster({"PATH": "/another"}, Poll(floor=2)) is cluster
+        assert cluster.floor == 120  # the strictest session's counts
         assert isinstance(cluster.boundary, PreparedBoundary)
         assert cluster.boundary.environment == {"PATH": "/opt/slurm/bin"}
     finally:

@@ -53,10 +53,12 @@ class VirtualNode:
         self._pool = Pool(context.boundary, context.profile)
         self._submissions = Submissions(context, self._jobs, self._pool)
 
-    @property
-    def jobs(self) -> Jobs:
-        """The jobs of this engine, for the session (settling when it opens)."""
-        return self._jobs
+    async def open(self) -> None:
+        """Settle submissions whose outcome an earlier process did not know."""
+        await self._jobs.settle()
+
+    async def close(self) -> None:
+        """Nothing to give up: all is in the store and on the target."""
 
     async def doctor(self) -> list[Finding]:
         """Slurm, the profile's settings, the container tool, and where files go."""

@@ -52,6 +52,12 @@ class LocalProcesses:
         self.context = context
         self.boundary = context.boundary
 
+    async def open(self) -> None:
+        self.opened = True
+
+    async def close(self) -> None:
+        self.opened = False
+
     async def doctor(self) -> list[Finding]:
         done = await self.boundary.run(["bash", "-c", "echo ${HPCSH_SETUP_SAYS-nothing}"], timeout=10)
         return [Finding(id="local.shell", severity=Severity.OK, what=done.text.strip())]
