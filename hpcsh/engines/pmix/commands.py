@@ -73,8 +73,8 @@ are lost. Seen with `hostname` on three nodes in 1 to 3 of 100 launches; never i
 
 
 def dvm_argv(uri_path: str) -> list[str]:
-    """The command line of the DVM. It leaves no message out as a repetition: each launch needs its own."""
-    return ["prte", *SPAWN_IN_LINE, "--pmixmca", "pmix_base_help_aggregate", "0", "--report-uri", uri_path]
+    """The command line of the DVM, which stays in the foreground."""
+    return ["prte", *SPAWN_IN_LINE, "--report-uri", uri_path]
 
 
 def check_options(tool: str, options: Sequence[str], program: Sequence[str]) -> None:
@@ -120,15 +120,19 @@ def kept_by_prun(word: str) -> str:
     return ('"' if word.startswith('"') else "") + word + ('"' if word.endswith('"') else "")
 
 
-def personality(options: Sequence[str]) -> str:
-    """The value of `--personality`, "" when it is not said."""
+def value_of(options: Sequence[str], *names: str) -> str:
+    """The value of an option that has several names, "" when it is not said; the last one counts."""
     found = ""
     for i, word in enumerate(options):
-        if word.startswith("--personality="):
-            found = word.partition("=")[2]
-        elif word == "--personality" and i + 1 < len(options):
-            found = options[i + 1]
+        name, equals, value = word.partition("=")
+        if name in names:
+            found = value if equals else "".join(options[i + 1 : i + 2])
     return found
+
+
+def personality(options: Sequence[str]) -> str:
+    """The value of `--personality`, "" when it is not said."""
+    return value_of(options, "--personality")
 
 
 def launch_command(

@@ -66,6 +66,10 @@ class Pmix:
         self._one_shot = OneShot(context, self._jobs)
         self._containers = Containers(context)
 
+    async def open(self) -> None:
+        """Settle submissions whose outcome an earlier process did not know."""
+        await self._jobs.settle()
+
     async def close(self) -> None:
         """Close our agents; environments stay up."""
         await self._heads.close()

@@ -22,6 +22,7 @@ from hpcsh.engines.pmix.messages import (
     LAUNCHER_CODES,
     NOT_EXECUTABLE,
     NOT_FOUND,
+    Place,
     Program,
     explain,
     first_failure,
@@ -34,7 +35,7 @@ GRACE = 45.0
 """Seconds for which the launcher on the node may end ranks everywhere before it is killed itself."""
 
 KEPT = 16384
-"""Bytes of standard error that are kept to tell why a launch failed."""
+"""Bytes of the output that are kept to tell why a launch failed."""
 
 
 @dataclass
@@ -42,21 +43,21 @@ class Ended:
     """How a launch went so far."""
 
     code: int = 0
-    errors: bytearray = field(default_factory=bytearray)
+    last: bytearray = field(default_factory=bytearray)
     output: bool = False
     timed_out: bool = False
 
     def take(self, stream: int, data: bytes) -> None:
-        """Keep what may explain a failure."""
+        """Keep what may explain a failure: PRRTE tells most on stream 2, wrong options on stream 1."""
         self.output = True
-        if stream == 2:
-            self.errors += data
-            del self.errors[:-KEPT]
+        if stream == 2 or not self.last:
+            self.last += data[-KEPT:]
+            del self.last[:-KEPT]
 
     @property
     def text(self) -> str:
-        """The end of standard error."""
-        return self.errors.decode("utf-8", "replace")
+        """The end of the output, mainly of standard error."""
+        return self.last.decode("utf-8", "replace")
 
 
 def finished(workload: Workload, code: int, now: float, message: str = "") -> Workload:
@@ -203,7 +204,8 @@ class Launches:
         if ended.code in LAUNCHER_CODES or ended.code in (NOT_EXECUTABLE, NOT_FOUND, 137):
             with contextlib.suppress(HpcshError):
                 program = await look_at(head, spec.program, spec.cwd, spec.image or "")
-        error = explain(ended.code, ended.text, program, environment.slots, output=ended.output)
+        place = Place(environment.slots, environment.nodes, spec.options)
+        error = explain(ended.code, ended.text, program, place, output=ended.output)
         if isinstance(error, TargetError):
             await self._heads.drop(environment.id)
             now = await self._environments.look(environment, fresh=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from hpcsh.engines.pmix.commands import value_of
 from hpcsh.errors import CommandError, HpcshError, NotFoundError, TargetError
 
 LAUNCHER_CODES = frozenset({1, 66, 75, 77, 183, 191, 213, 250})
@@ -62,6 +63,37 @@ def denied_program(program: Program, node: str = "") -> CommandError:
     )
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a launch was to go, and PRRTE's options that it was given."""
+
+    slots: int = 0
+    nodes: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+def _unmapped(place: Place) -> CommandError:
+    """A launch that was not mapped without a word: PRRTE says the same thing only once in a DVM's life."""
+    hosts = value_of(place.options, "--host", "-H").split(",")
+    unknown = next((h for h in (h.partition(":")[0] for h in hosts) if h and h not in place.nodes), "")
+    if unknown and place.nodes:
+        return _no_host(unknown)
+    count = value_of(place.options, "-n", "--n", "-np", "--np", "-c")
+    if count.isdigit() and int(count) > place.slots:
+        return _slots(f"satisfy the {count} slots", place.slots)
+    return CommandError(
+        "PRRTE could not place this launch on the environment's nodes.",
+        why=f"Its {place.slots} slots may be too few, or held by other launches, or the mapping and the "
+        "hosts do not fit them. PRRTE tells the reason only the first time.",
+        fix="fewer ranks, more slots (`hpcsh up -N 3 -n 6`), or `--map-by ppr:2:node:oversubscribe`",
+    )
+
+
+def _no_host(host: str) -> CommandError:
+    what = f"The host {host or 'asked for'} is not in the environment's allocation."
+    return CommandError(what, fix="`hpcsh status` shows its nodes")
+
+
 def _slots(text: str, slots: int) -> CommandError:
     asked = re.search(r"satisfy the (\d+)\s+slots", _flat(text))
     have = f"the environment has {slots}" if slots else "the environment has fewer"
@@ -74,16 +106,12 @@ def _slots(text: str, slots: int) -> CommandError:
     )
 
 
-def _mapping(text: str, slots: int) -> HpcshError | None:
+def _mapping(text: str, place: Place) -> HpcshError | None:
     flat = _flat(text)
     if "not enough slots" in flat or "are already filled" in flat or "requested more processes than" in flat:
-        return _slots(text, slots)
+        return _slots(text, place.slots)
     if "requested hosts is not included" in flat or "hosts that are not in the allocation" in flat:
-        host = _after("Missing requested host", text)
-        return CommandError(
-            f"The host {host or 'asked for'} is not in the environment's allocation.",
-            fix="`hpcsh status` shows its nodes",
-        )
+        return _no_host(_after("Missing requested host", text))
     if found := re.search(r"(map-by|rank-by|bind-to) (?:directive|policy)[^.]*not recognized", flat):
         return CommandError(
             f"PRRTE does not know this --{found[1]}: {_after('Directive', text) or _after('Policy', text)}",
@@ -98,7 +126,7 @@ def _mapping(text: str, slots: int) -> HpcshError | None:
     if "unable to open the hostfile" in flat:
         return CommandError("PRRTE cannot open the host file.", why=flat[:300])
     if "JOB_FAILED_TO_MAP" in flat:
-        return _slots(text, slots)
+        return _unmapped(place)
     return None
 
 
@@ -131,7 +159,7 @@ def dvm_unreachable(why: str = "") -> TargetError:
 
 
 def explain(
-    code: int, text: str, program: Program, slots: int = 0, *, output: bool = False
+    code: int, text: str, program: Program, place: Place = Place(), *, output: bool = False
 ) -> HpcshError | None:
     """Why a tool of PRRTE's launched nothing; None when the program itself ran (or nothing is known).
 
@@ -155,7 +183,7 @@ def explain(
             return missing_program(program, node) if absent else denied_program(program, node)
         if "no DVM being available" in flat or "server rendezvous file" in flat:
             return dvm_unreachable()
-        if found := _mapping(text, slots) or _daemons(text):
+        if found := _mapping(text, place) or _daemons(text):
             return found
         if re.search(r"PMIX_ERR_(?:LOST_CONNECTION|UNREACH|COMM_FAILURE)", flat):
             return dvm_unreachable("It ended while the program was being launched.")

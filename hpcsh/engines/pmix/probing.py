@@ -32,7 +32,7 @@ async def prove(head: Head, outer: Boundary, environment: Environment, timeout: 
     argv = ["prun", "--dvm-uri", f"file:{head.uri_path}", "--map-by", "ppr:1:node", "hostname"]
     done = await head.boundary.run(argv, env=dict.fromkeys(SERVER_VARIABLES), timeout=timeout)
     if done.code:
-        known = explain(done.code, done.error_text, Program("hostname"), environment.slots)
+        known = explain(done.code, done.error_text, Program("hostname"))
         raise known or CommandError("The DVM does not launch.", why=done.error_text[-1500:])
     _, missing = named(done.stdout, environment.nodes)
     if missing:
