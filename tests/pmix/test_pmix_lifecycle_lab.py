@@ -118,9 +118,9 @@ async def test_prterun_in_a_job_of_its_own(session: Session, program: str) -> No
     ran = await session.launch("prterun", ["hostname"], EACH, resources=THREE)
     assert (ran.lines, ran.code) == (list(NODES), 0)
     assert ran.workload
-    script = ["sh", "-c", "printf 'o\\0'; printf e >&2; exit 7"]
+    script = ["sh", "-c", "echo o; printf e >&2; exit 7"]
     ran = await session.launch("prterun", script, ["-n", "1"], resources=THREE)
-    assert (ran.out, ran.code) == (b"o\0", 7)
+    assert (ran.out, ran.code) == (b"o\n", 7)
     assert ran.err.startswith(b"e")
     ran = await session.launch("prterun", ["no-such-program"], ["-n", "1"])
     assert ran.code == 127

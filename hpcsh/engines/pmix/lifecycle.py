@@ -118,7 +118,7 @@ class Lifecycle:
         now = await self._environments.look(known, fresh=True)
         if now.state in (S.PENDING, S.STARTING):
             return now
-        if now.state in (S.DOWN, S.FAILED):
+        if now.state in (S.DOWN, S.FAILED, S.STOPPING):
             await self._remove(now)
             return None
         if now.state is S.READY:
