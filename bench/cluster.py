@@ -12,6 +12,9 @@ from hpcsh.boundary.base import Boundary
 from hpcsh.boundary.nested import NestedBoundary
 from hpcsh.boundary.ssh import SSHBoundary
 from hpcsh.client import connect
+from hpcsh.engines.pmix import layout
+from hpcsh.engines.pmix.commands import head_argv
+from hpcsh.engines.pmix.facts import step_environment
 from hpcsh.lab.paths import ssh_config
 from hpcsh.model import File, LaunchSpec, LogOptions, Resources, SubmitSpec, UpSpec
 from hpcsh.session import Session
@@ -154,9 +157,11 @@ async def launches(session: Session, raw: Boundary, rounds: int, say: Say) -> li
         async for _ in progress:
             pass
     (environment,) = await session.environments()
-    step = ["srun", f"--jobid={environment.native_id}", "--overlap", "-N1", "-n1", "--mem=0"]
-    head = NestedBoundary(raw, [*step, "-w", environment.nodes[0]], "head")
+    head = NestedBoundary(raw, head_argv(environment.native_id, environment.nodes[0]), "head")
     await head.open()
+    step = (await head.run(["env", "-0"], timeout=10)).stdout
+    job = await head.read(f"{environment.directory}/{layout.PLACE}/{layout.JOB_ENV}")
+    whole = step_environment(layout.parse_assignments(step), layout.parse_assignments(job))
     mapping = ("--map-by", "ppr:1:node")
     found = []
     try:
@@ -174,7 +179,7 @@ async def launches(session: Session, raw: Boundary, rounds: int, say: Say) -> li
                 assert codes == [0], codes
 
             async def plain(argv: list[str] = argv) -> None:
-                (await head.run(argv, timeout=60)).check("the raw launch failed")
+                (await head.run(argv, env=whole, timeout=60)).check("the raw launch failed")
 
             figure = Figure(
                 f"{tool} hostname, 3 nodes", ratio_budget=budget, note=f"`{tool}` on the head node"

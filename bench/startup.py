@@ -43,7 +43,7 @@ def prompt() -> float:
     child = pexpect.spawn(
         sys.executable, ["-m", "hpcsh", "-P", "bench-jobs"], dimensions=(24, 80), timeout=20
     )
-    child.expect("hpcsh bench-jobs> ")
+    child.expect_exact("hpcsh bench-jobs>")
     found = (time.perf_counter() - began) * 1000
     child.sendeof()
     child.expect(pexpect.EOF)
