@@ -54,14 +54,15 @@ def command_lines(rounds: int, say: Say) -> list[Figure]:
     """`--version`, a verb through the running session host, the REPL's prompt; beside Python alone."""
     say("start-up")
     os.environ["HPCSH_PROFILE"] = "bench-jobs"
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed hpcsh is compiled
     version = Figure("`hpcsh --version`", budget=120, note="`python -c pass`")
-    verb = Figure("a verb through the session host (`hpcsh images`)", budget=200, note="`python -c pass`")
+    verb = Figure("a verb through the session host (`hpcsh ps`)", budget=200, note="`python -c pass`")
     repl = Figure("REPL prompt", budget=250, note="`python -c pass`")
-    process(*HPCSH, "images")
+    process(*HPCSH, "ps")
     for _ in range(rounds):
         for figure, step in (
             (version, lambda: process(*HPCSH, "--version")),
-            (verb, lambda: process(*HPCSH, "images")),
+            (verb, lambda: process(*HPCSH, "ps")),
             (repl, prompt),
         ):
             figure.raw.append(process(sys.executable, "-c", "pass"))

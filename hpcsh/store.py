@@ -94,7 +94,8 @@ class Store:
             self._db = sqlite3.connect(self.root / "store.db", check_same_thread=False, isolation_level=None)
             network = file_system(self.root) in _NETWORK
             self._db.execute(f"pragma journal_mode={'delete' if network else 'wal'}")
-            self._db.execute("pragma synchronous=full")
+            # What must survive a power cut is in the intent files; WAL keeps the database itself sound.
+            self._db.execute(f"pragma synchronous={'full' if network else 'normal'}")
             self._db.execute(
                 "create table if not exists workloads"
                 "(id text primary key, target text, native_id text, phase text, data blob)"

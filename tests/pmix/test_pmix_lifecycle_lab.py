@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from pmix_sessions import IMAGE, NODES, Open, Session, on, processes
 
-from hpcsh.errors import HpcshError, NotFoundError, RefusedError, TimedOutError, UsageError
+from hpcsh.errors import HpcshError, NotFoundError, RefusedError, TargetError, TimedOutError, UsageError
 from hpcsh.model import EnvironmentState, File, LaunchSpec, LogOptions, Resources, State, SubmitSpec, UpSpec
 
 pytestmark = [pytest.mark.lab, pytest.mark.mpi]
@@ -112,6 +112,23 @@ async def test_a_cancelled_allocation_is_noticed(session: Session) -> None:
     assert environment.state in (EnvironmentState.DOWN, EnvironmentState.STOPPING)
     await session.up(nodes="3")  # a dead one does not stand in the way
     assert (await session.launch("prun", ["hostname"], EACH)).code == 0
+
+
+@pytest.mark.parametrize(("daemon", "node"), [("prte", "n1"), ("prted", "n2")])
+async def test_a_dvm_that_dies_is_told(session: Session, daemon: str, node: str) -> None:
+    await session.up(nodes="3")
+    launched = asyncio.ensure_future(session.launch("prun", ["sh", "-c", f"sleep 300 # {SLEEPER}"], EACH))
+    while not processes(session.lab, SLEEPER):
+        await asyncio.sleep(0.1)
+    on(session.lab, node, f"pkill -9 -u alice -x {daemon}")
+    ran = await asyncio.wait_for(launched, 60)
+    assert isinstance(ran.error, TargetError)
+    again = await session.launch("prun", ["hostname"], EACH)
+    assert isinstance(again.error, TargetError | RefusedError)
+    assert "hpcsh down" in again.error.fix or "hpcsh status" in again.error.fix
+    await session.down()
+    assert processes(session.lab, SLEEPER) == []
+    assert processes(session.lab, "prte") == []
 
 
 async def test_prterun_in_a_job_of_its_own(session: Session, program: str) -> None:

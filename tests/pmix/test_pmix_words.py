@@ -223,6 +223,7 @@ of v17.11. The detected version being used here is:
         (213, "An unrecognized option was included\n\n  Option: --bogus\n", "option --bogus", 1),
         (77, "At least one of the requested hosts is not included in the current\nallocation.\n\n"
              "   Missing requested host: n9\n", "n9 is not in", 1),
+        (195, "", "does not answer", 1),
         (1, "prun failed to initialize, likely due to no DVM being available", "does not answer", 1),
     ],
 )  # fmt: skip

@@ -20,10 +20,12 @@ from hpcsh.engines.pmix.exact import Unmark
 from hpcsh.engines.pmix.heads import Head, Heads
 from hpcsh.engines.pmix.messages import (
     LAUNCHER_CODES,
+    LOST,
     NOT_EXECUTABLE,
     NOT_FOUND,
     Place,
     Program,
+    dvm_unreachable,
     explain,
     first_failure,
 )
@@ -134,10 +136,13 @@ class Launches:
         async with contextlib.AsyncExitStack() as stack:
             process, head = await self._begin(stack, spec, environment, head, launch_id)
             yield LaunchFrame(workload=workload)
-            async for stream, data in self._output(process, launch_id, spec.timeout, ended):
-                ended.take(stream, data)
-                yield LaunchFrame(stream=stream, data=data)
-            ended.code = await process.wait()
+            try:
+                async for stream, data in self._output(process, launch_id, spec.timeout, ended):
+                    ended.take(stream, data)
+                    yield LaunchFrame(stream=stream, data=data)
+                ended.code = await process.wait()
+            except TargetError as error:
+                raise await self._judged(error, environment) from None
         error = await self._explain(shown, head, environment, ended)
         code = error.exit_code if error else ended.code
         words = error.what if error else first_failure(ended.text) if code else ""
@@ -207,8 +212,16 @@ class Launches:
         place = Place(environment.slots, environment.nodes, spec.options)
         error = explain(ended.code, ended.text, program, place, output=ended.output)
         if isinstance(error, TargetError):
-            await self._heads.drop(environment.id)
-            now = await self._environments.look(environment, fresh=True)
-            if now.state is not S.READY:
-                error.why = f"{error.why} The environment is {now.state}. {now.message}".strip()
+            error = await self._judged(error, environment)
+            ready = self._environments.named(environment.name)
+            if ended.code == LOST and ready and ready.state is S.READY:
+                return None  # the DVM is there: it was the program's own status
         return error
+
+    async def _judged(self, error: TargetError, environment: Environment) -> TargetError:
+        """The error of a connection that broke, with what has become of the environment."""
+        await self._heads.drop(environment.id)
+        now = await self._environments.look(environment, fresh=True)
+        if now.state is S.READY:
+            return error
+        return dvm_unreachable(f"The environment {now.name!r} is {now.state}. {now.message}".strip())

@@ -12,8 +12,12 @@ from dataclasses import dataclass
 from hpcsh.engines.pmix.commands import value_of
 from hpcsh.errors import CommandError, HpcshError, NotFoundError, TargetError
 
-LAUNCHER_CODES = frozenset({1, 66, 75, 77, 183, 191, 213, 250})
-"""Statuses with which PRRTE 3's tools end by themselves: negative error numbers, modulo 256."""
+LOST = 195
+LAUNCHER_CODES = frozenset({1, 66, 75, 77, 183, 191, LOST, 213, 250})
+"""Statuses with which PRRTE 3's tools end by themselves: negative error numbers, modulo 256.
+
+`LOST`: the connection to the DVM broke; prun says it by this status alone.
+"""
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 
@@ -185,8 +189,8 @@ def explain(
             return dvm_unreachable()
         if found := _mapping(text, place) or _daemons(text):
             return found
-        if re.search(r"PMIX_ERR_(?:LOST_CONNECTION|UNREACH|COMM_FAILURE)", flat):
-            return dvm_unreachable("It ended while the program was being launched.")
+        if code == LOST or re.search(r"PMIX_ERR_(?:LOST_CONNECTION|UNREACH|COMM_FAILURE)", flat):
+            return dvm_unreachable("It ended while the program ran.")
     # prterun 3.0.8 kills itself without a word over a file that may not be executed.
     if program.state and ("JOB_FAILED_TO_LAUNCH" in flat or (code == 137 and not output)):
         return missing_program(program) if program.state == "missing" else denied_program(program)
