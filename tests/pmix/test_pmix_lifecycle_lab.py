@@ -135,7 +135,7 @@ async def test_prterun_in_a_job_of_its_own(session: Session, program: str) -> No
     ran = await session.launch("prterun", ["hostname"], EACH, resources=THREE)
     assert (ran.lines, ran.code) == (list(NODES), 0)
     assert ran.workload
-    script = ["sh", "-c", "echo o; printf e >&2; exit 7"]
+    script = ["sh", "-c", "echo o; echo e >&2; exit 7"]
     ran = await session.launch("prterun", script, ["-n", "1"], resources=THREE)
     assert (ran.out, ran.code) == (b"o\n", 7)
     assert ran.err.startswith(b"e")

@@ -2,12 +2,14 @@
 
 prun (PMIx 5.0 to at least 5.0.7) hands on whole lines only, and what follows the last newline is lost when
 the program ends: `prun printf abc` prints nothing. (`--output :raw` does not help; prterun is exact.) So a
-small shell runs beside each rank and writes a mark and a newline when the program has ended, which are taken
-out again here. The program stays a process of its own: its exit status, signals and standard input are
-untouched.
+small shell runs beside each rank and writes a mark and a newline to standard output when the program has
+ended, which are taken out again here. The program stays a process of its own: its exit status, signals and
+standard input are untouched.
 
-What remains (`pmix_iof_write_output`): an unfinished line waits for its newline, and comes out with what any
-rank or the other stream writes next. No byte is lost by that.
+One mark is enough, and what remains has the same cause: `pmix_iof_write_output` keeps one unfinished line,
+and puts it before whatever comes next from the same rank, on either stream, or from another rank on the same
+stream. So no byte is lost and the output of one stream is exact; but an unfinished line of standard error
+comes out with the next piece of standard output, and of several ranks lines may be glued together.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 RANK = (
-    'exec 3>&2 2>/dev/null; (exec 2>&3 3>&-; exec env -- "$@"); c=$?; '
-    'printf "%s\\n" "$0"; printf "%s\\n" "$0" >&3; exit $c'
+    'exec 3>&2 2>/dev/null; (exec 2>&3 3>&-; exec env -- "$@"); c=$?; exec 3>&-; '
+    'printf "%s\\n" "$0"; exit $c'
 )
 """`env`, so that no builtin of the shell runs in place of a program; the shell itself says nothing."""
 

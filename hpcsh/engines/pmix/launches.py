@@ -141,8 +141,8 @@ class Launches:
                     ended.take(stream, data)
                     yield LaunchFrame(stream=stream, data=data)
                 ended.code = await process.wait()
-            except TargetError as error:
-                raise await self._judged(error, environment) from None
+            except TargetError as broken:
+                raise await self._judged(broken, environment) from None
         error = await self._explain(shown, head, environment, ended)
         code = error.exit_code if error else ended.code
         words = error.what if error else first_failure(ended.text) if code else ""
@@ -178,17 +178,16 @@ class Launches:
         self, process: Process, launch_id: str, timeout: float | None, ended: Ended
     ) -> AsyncIterator[tuple[int, bytes]]:
         """The output; when the time is up the launcher is told to end the ranks, and the rest is read."""
-        filters = {1: Unmark(launch_id), 2: Unmark(launch_id)}
+        unmark = Unmark(launch_id)
         alarm = asyncio.ensure_future(self._alarm(process, timeout, ended))
         try:
             async for stream, data in process.output():
-                if data := filters[stream].feed(data):
+                if data := unmark.feed(data) if stream == 1 else data:
                     yield stream, data
         finally:
             alarm.cancel()
-        for stream, unmark in filters.items():
-            if data := unmark.rest():
-                yield stream, data
+        if data := unmark.rest():
+            yield 1, data
 
     async def _alarm(self, process: Process, timeout: float | None, ended: Ended) -> None:
         if timeout is None:
