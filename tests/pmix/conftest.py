@@ -55,6 +55,7 @@ def opened(lab_name: str, tmp_path_factory: pytest.TempPathFactory) -> Open:
                 bus=EventBus(), clock=clock,
             )  # fmt: skip
             session = Session(lab_name, boundary, context)
+            await session.engine.open()
             try:
                 yield session
             finally:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from hpcsh.engines import checks
+from hpcsh.engines.base import Engine
 from hpcsh.engines.context import Context
 from hpcsh.engines.jobs import Jobs, JobSpec
 from hpcsh.engines.jobs.core import LogFiles
@@ -236,6 +238,10 @@ class Pmix:
         finally:
             if isinstance(frames, AsyncGenerator):
                 await frames.aclose()
+
+
+if TYPE_CHECKING:
+    _MAKES_AN_ENGINE: Callable[[Context], Engine] = Pmix
 
 
 def _files(record: Record, workload: Workload) -> dict[str, str]:
