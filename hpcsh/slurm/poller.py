@@ -117,6 +117,7 @@ class Poller:
             self._riders -= 1
             if not self._riders and not flight.done():
                 flight.cancel()
+                self._flight = None  # who comes now asks anew, and does not join what is being given up
 
     async def _question(self) -> Queue:
         began = self._asked = self._clock.now()
@@ -126,7 +127,8 @@ class Poller:
         except (CommandError, TimedOutError, TargetError) as error:
             return self._failed(error)
         finally:
-            self._flight = None
+            if self._flight is asyncio.current_task():
+                self._flight = None
             self._took = max(0.0, self._clock.now() - began)
             self._wake()
         self._failures = 0

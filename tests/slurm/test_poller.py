@@ -122,6 +122,20 @@ async def test_when_all_leave_the_question_ends(
     assert (await poller.get()).stale == ""
 
 
+async def test_who_comes_while_a_question_is_given_up_gets_an_answer(
+    slurm: Controller, clock: VirtualClock, make: Callable[..., Poller]
+) -> None:
+    slurm.takes = 1e6
+    poller = make()
+    leaves = asyncio.create_task(poller.get())
+    await asyncio.sleep(0.01)
+    leaves.cancel()
+    slurm.takes = 0
+    comes = asyncio.create_task(poller.get(fresh=True))  # in the same turn of the loop
+    await asyncio.gather(leaves, return_exceptions=True)
+    assert (await comes).stale == ""
+
+
 async def ask_for(poller: Poller, clock: VirtualClock, seconds: float) -> int:
     end, count = clock.now() + seconds, 0
     after = 0.0
