@@ -163,7 +163,7 @@ async def test_prteruns_job_ends_with_its_caller(session: Session) -> None:
 
 
 async def test_mpi_as_a_plain_job(session: Session, program: str) -> None:
-    data = (await session.boundary.read(f"{program}.job.sh"))
+    data = await session.boundary.read(f"{program}.job.sh")
     spec = SubmitSpec(file=File("init_finalize.job.sh", data), args=("50",), cwd=program.rpartition("/")[0])
     submitted = await session.engine.submit(spec)
     (done,) = await session.engine.wait([submitted.id], timeout=120)

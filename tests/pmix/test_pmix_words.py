@@ -29,7 +29,7 @@ def stripped(argv: list[str]) -> list[str]:
     return out
 
 
-@given(st.text(alphabet='"\'a $\\\n', max_size=6))
+@given(st.text(alphabet="\"'a $\\\n", max_size=6))
 def test_prun_hands_on_every_word_as_it_was(word: str) -> None:
     assert stripped([commands.kept_by_prun(word)]) == [word]
 

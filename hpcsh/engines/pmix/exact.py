@@ -17,8 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 RANK = (
-    'exec 3>&2 2>/dev/null; (exec 2>&3 3>&-; exec env -- "$@"); c=$?; exec 3>&-; '
-    'printf "%s\\n" "$0"; exit $c'
+    'exec 3>&2 2>/dev/null; (exec 2>&3 3>&-; exec env -- "$@"); c=$?; exec 3>&-; printf "%s\\n" "$0"; exit $c'
 )
 """`env`, so that no builtin of the shell runs in place of a program; the shell itself says nothing."""
 

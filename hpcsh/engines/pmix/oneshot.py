@@ -175,4 +175,3 @@ def raise_for(workload: Workload | None) -> None:
         exit_code=workload.exit_code or 1,
         fix=f"`hpcsh show {workload.id}` and `hpcsh logs {workload.id}`",
     )
-
