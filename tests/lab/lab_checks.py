@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from hpcsh.lab.paths import start_time
+
 ROOT = Path(__file__).resolve().parents[2]
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
@@ -59,11 +61,14 @@ class Footprint:
     namespaces: set[str] = field(default_factory=set)
     mounts: set[str] = field(default_factory=set)
     cgroups: set[str] = field(default_factory=set)
+    taken: float = 0.0
+    """When this was looked at, in clock ticks since boot."""
 
     @classmethod
     def of(cls, state: Path) -> Footprint:
         """Look now."""
         found = cls(state)
+        found.taken = float(Path("/proc/uptime").read_text().split()[0]) * os.sysconf("SC_CLK_TCK")
         ours = _namespaces(os.getpid())
         for pid in _pids():
             try:
@@ -83,13 +88,19 @@ class Footprint:
         return found
 
     def remains(self) -> list[str]:
-        """What is still there of this footprint, and what is new with the same paths; empty is right."""
+        """What is still there of this footprint, and what is new with the same paths; empty is right.
+
+        The kernel gives the number of a namespace that has ended to the next one that anybody makes, so a
+        process counts by its namespaces only when it is as old as the footprint; by its paths it always does.
+        """
         now = Footprint.of(self.state)
         left = [f"process {pid}: {line}" for pid, line in now.processes.items()]
         left += [f"mount {m}" for m in now.mounts]
         left += [f"cgroup {c}" for c in now.cgroups]
         for pid in _pids():
-            left += [f"namespace {n} in process {pid}" for n in _namespaces(pid) & self.namespaces]
+            began = start_time(pid)
+            if began is not None and began <= self.taken:
+                left += [f"namespace {n} in process {pid}" for n in _namespaces(pid) & self.namespaces]
         left += [f"link {n}" for n in _links() if n.startswith(("br0", "veth"))]
         return left
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from hpcsh.lab.paths import start_time
 from tests.lab.lab_checks import ROOT, Footprint, command, on, run_lab, up
 from tests.soak.soak_tools import chance, kill_process
 
@@ -68,20 +67,10 @@ def _keepers(occupied: Footprint) -> list[int]:
 
 
 def _down(verb: str, occupied: Footprint) -> list[str]:
-    """End the lab; what is left of it.
-
-    The kernel gives the number of a namespace that has ended to the next one that anybody makes: a process
-    that began after the end of ours is not in ours. One with our mounts or paths counts whenever it began.
-    """
-    asked = float(Path("/proc/uptime").read_text().split()[0]) * os.sysconf("SC_CLK_TCK")
+    """End the lab; what is left of it."""
     done = run_lab(verb, NAME)
     assert done.returncode == 0, (done.stdout, done.stderr)
-    found = []
-    for what in occupied.remains():
-        pid = int(what.rpartition(" ")[2]) if what.startswith("namespace ") else 0
-        began = start_time(pid) if pid else 0.0
-        if began is not None and began < asked:
-            found.append(what)
+    found = occupied.remains()
     return found + [d for d, _, _ in os.walk("/sys/fs/cgroup") if f"hpcsh-lab-{NAME}-" in d]
 
 
