@@ -176,6 +176,10 @@ class AttachedSession:
         """See `Session`."""
         return await self._call(list[Image], "images")
 
+    async def plan_up(self, spec: UpSpec) -> Plan:
+        """See `Session`."""
+        return await self._call(Plan, "plan_up", spec=spec)
+
     def up(self, spec: UpSpec) -> AsyncGenerator[Progress, None]:
         """See `Session`."""
         return self._stream(Progress, "up", spec=spec)

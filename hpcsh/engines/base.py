@@ -107,6 +107,10 @@ class Engine(Protocol):
         """The images in the pool."""
         ...
 
+    async def plan_up(self, spec: UpSpec) -> Plan:
+        """What `up` would submit, exactly; changes nothing. Raises `UsageError` for bad input."""
+        ...
+
     def up(self, spec: UpSpec) -> AsyncIterator[Progress]:
         """Start an environment; ends when it is ready, or raises after removing what it had started."""
         ...

@@ -29,6 +29,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "clean": {"items": tuple[CleanItem, ...]},
     "pull": {"references": _Names},
     "images": {},
+    "plan_up": {"spec": UpSpec},
     "up": {"spec": UpSpec},
     "down": {"name": str},
     "environments": {},

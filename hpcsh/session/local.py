@@ -208,6 +208,10 @@ class LocalSession:
         """See `Session`."""
         return await (await self._engine()).images()
 
+    async def plan_up(self, spec: UpSpec) -> Plan:
+        """See `Session`."""
+        return await (await self._engine()).plan_up(spec)
+
     def up(self, spec: UpSpec) -> AsyncGenerator[Progress, None]:
         """See `Session`."""
         return self._stream(lambda engine: engine.up(spec))

@@ -109,6 +109,10 @@ class Session(Protocol):
         """The images in the pool."""
         ...
 
+    async def plan_up(self, spec: UpSpec) -> Plan:
+        """What `up` would submit, exactly; changes nothing. Raises `UsageError` for bad input."""
+        ...
+
     def up(self, spec: UpSpec) -> AsyncGenerator[Progress, None]:
         """Start an environment; ends when it is ready, or raises after removing what it had started."""
         ...

@@ -193,3 +193,26 @@ async def test_a_plan_without_an_environment_is_a_job(session: Session) -> None:
     assert plan.commands[-1][0] == "prterun"
     assert plan.commands[-1][-2:] == ("a", "b c")
     assert "b c" not in plan.script
+
+
+async def test_a_plan_of_up_is_what_up_submits(session: Session) -> None:
+    spec = UpSpec(name="two", resources=Resources(nodes="2", flags=("--hold",)))
+    plan = await session.engine.plan_up(spec)
+    assert plan.title == "up two"
+    assert await session.engine.environments() == []
+    ((sbatch, *options),) = plan.commands
+    assert sbatch == "sbatch"
+    assert "--hold" in options
+    steps = session.engine.up(spec)
+    await anext(steps)
+    (environment,) = await session.engine.environments()
+    (planned,) = [f for f in plan.files if f.path.endswith("/dvm/argv")]
+    assert planned.data is not None
+    told = planned.path.removesuffix("/dvm/argv")
+    written = await session.boundary.read(f"{environment.directory}/dvm/argv")
+    assert written == planned.data.replace(told.encode(), environment.directory.encode())
+    script = await session.boundary.read(f"{environment.directory}/job.slurm")
+    assert script.decode() == plan.script.replace(told.rpartition("/")[2], environment.id)
+    await steps.aclose()  # type: ignore[attr-defined]
+    with pytest.raises(UsageError):
+        await session.engine.plan_up(UpSpec(name="no name"))

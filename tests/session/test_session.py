@@ -17,6 +17,7 @@ from hpcsh.model import (
     LaunchFrame,
     LaunchSpec,
     LogOptions,
+    Resources,
     Severity,
     State,
     SubmitSpec,
@@ -89,6 +90,8 @@ async def test_every_other_call_crosses(opened: Open) -> None:
     assert [p.status async for p in session.up(UpSpec())] == ["start"]
     assert [p.step async for p in session.down("x")] == ["x"]
     assert await session.environments() == []
+    planned = await session.plan_up(UpSpec(name="two", resources=Resources(flags=("--hold",))))
+    assert (planned.title, planned.commands) == ("up two", (("sbatch", "--hold"),))
     assert (await session.plan_launch(program("true"))).commands == (("true",),)
     assert (await session.plan(SubmitSpec(command=("a", "ü\n\0")))).commands == (("a", "ü\n\0"),)
     assert (await session.cancel([])).done == ()

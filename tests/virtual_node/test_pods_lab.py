@@ -464,3 +464,5 @@ async def test_verbs_of_other_engines_are_refused_by_name(node: Node) -> None:
         with pytest.raises(RefusedError, match=r"up|down|prun") as caught:
             call()
         assert "pmix" in str(caught.value)
+    with pytest.raises(RefusedError, match="up"):
+        await node.engine.plan_up(UpSpec())

@@ -177,6 +177,10 @@ class Pmix:
 
     # Environments and launches
 
+    async def plan_up(self, spec: UpSpec) -> Plan:
+        """The exact allocation that `up` would submit."""
+        return await self._lifecycle.plan(spec)
+
     def up(self, spec: UpSpec) -> AsyncIterator[Progress]:
         """Start a DVM on a new allocation."""
         return self._lifecycle.up(spec)

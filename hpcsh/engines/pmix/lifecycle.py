@@ -25,7 +25,7 @@ from hpcsh.errors import (
     UnknownOutcomeError,
     UsageError,
 )
-from hpcsh.model import CleanItem, Environment, Kind, Progress, UpSpec
+from hpcsh.model import CleanItem, Environment, Kind, Plan, Progress, UpSpec
 
 T = TypeVar("T")
 
@@ -87,6 +87,11 @@ class Lifecycle:
             inherit_env=self._c.profile.inherit_env,
             extra={"environment": spec.name},
         )
+
+    async def plan(self, spec: UpSpec) -> Plan:
+        """The job that `up` would submit; changes nothing."""
+        plan = await self._jobs.plan(await self.job(spec, self._c.new_id()))
+        return replace(plan, title=f"up {spec.name}")
 
     async def up(self, spec: UpSpec) -> AsyncIterator[Progress]:
         """Start an environment, or go on waiting for one that an earlier process had begun to start."""

@@ -145,6 +145,10 @@ class VirtualNode:
         """The images in the pool."""
         return await self._pool.images()
 
+    async def plan_up(self, spec: UpSpec) -> Plan:
+        """Not of this engine."""
+        raise _elsewhere("up")
+
     def up(self, spec: UpSpec) -> AsyncIterator[Progress]:
         """Not of this engine."""
         raise _elsewhere("up")

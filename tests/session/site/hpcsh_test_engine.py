@@ -161,6 +161,9 @@ class LocalProcesses:
     async def images(self) -> list[Image]:
         return []
 
+    async def plan_up(self, spec: UpSpec) -> Plan:
+        return Plan(title=f"up {spec.name}", commands=(("sbatch", *spec.resources.flags),))
+
     async def up(self, spec: UpSpec) -> AsyncIterator[Progress]:
         yield Progress(step="start", status="start")
         if spec.name == "hang":
