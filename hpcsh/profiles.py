@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import msgspec
 
@@ -40,7 +41,18 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Python (>= 3.6) on the target, where it is not found by itself."""
 
     def key(self) -> str:
-        """One string per target: sessions with the same key share one connection and one poller."""
+        """One string per target: what has the same key shares one connection, one poller and its records.
+
+        An alias means what its ssh_config says, so that another file makes another target.
+        """
+        more = {}
+        if self.ssh and self.ssh.config:
+            more["config"] = os.path.abspath(os.path.expanduser(self.ssh.config))
+        if self.python:
+            more["python"] = self.python
+        return self._place() + (f"?{urlencode(more, safe='/')}" if more else "")
+
+    def _place(self) -> str:
         if self.lab:
             return f"lab:{self.lab}"
         if self.ssh:

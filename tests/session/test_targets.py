@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
+import pytest
 from session_fixtures import Open, Place
 
 from hpcsh.client import connect
 from hpcsh.clock import SystemClock
-from hpcsh.profiles import Poll, load
+from hpcsh.profiles import Poll, load, parse
 from hpcsh.session.prepared import PreparedBoundary
 from hpcsh.session.targets import Target, Targets
 
@@ -56,3 +59,31 @@ async def test_targets_are_told_apart_by_their_key(place: Place) -> None:
     for target in (here, also):
         await targets.release(target)
     assert targets.acquire(load("here")) is not here
+
+
+def test_an_alias_of_another_ssh_config_or_another_python_is_another_target(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def key(ssh: str, more: str = "") -> str:
+        text = f"engine: pmix\ntarget: {{ssh: {{host: login{ssh}}}{more}}}\n"
+        return parse(text.encode(), "p", "p").target.key()
+
+    monkeypatch.setenv("HOME", "/home/u")
+    assert key("") == "ssh:login"
+    assert key(", user: u, port: 22") == "ssh:u@login:22"
+    assert key(", config: ~/a") == key(", config: /home/u/x/../a") == "ssh:login?config=/home/u/a"
+    assert key(", config: a") == f"ssh:login?config={os.getcwd()}/a"
+    assert key("", ", python: /opt/py") == "ssh:login?python=/opt/py"
+    both = key(", config: /a", ", python: /b")
+    # What stands in one of them cannot be taken for the other.
+    assert len({both, key(", config: '/a&python=/b'"), key(", config: /a"), key(", config: /b")}) == 4
+
+
+async def test_sessions_with_different_ssh_configs_share_nothing(place: Place) -> None:
+    place.profile("one", "{engine: local_processes, target: {ssh: {host: x, config: /one}}}")
+    place.profile("two", "{engine: local_processes, target: {ssh: {host: x, config: /two}}}")
+    targets = Targets(SystemClock())
+    one, two = targets.acquire(load("one")), targets.acquire(load("two"))
+    assert one is not two
+    for target in (one, two):
+        await targets.release(target)
