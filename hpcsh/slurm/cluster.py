@@ -52,13 +52,13 @@ class Cluster:
             self._version = (int(found[1]), int(found[2]), int(found[3] or 0))
         return self._version
 
-    async def sbatch(self, options: Sequence[str], script: str, args: Sequence[str] = (), *, cwd: str) -> str:
+    async def sbatch(self, options: Sequence[str], script: str, *, cwd: str) -> str:
         """Submit the script file at path `script` on the target; the job id.
 
         `options` are validated sbatch options. Raises `CommandError` with Slurm's words when it was
         refused for certain, `UnknownOutcomeError` when it is not known whether there is a job.
         """
-        argv = ["sbatch", "--parsable", *options, script, *args]
+        argv = ["sbatch", "--parsable", *options, script]
         await self.client.environment()
         try:
             answer = await self.client.run(argv, cwd=cwd)

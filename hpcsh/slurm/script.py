@@ -1,7 +1,7 @@
 """Rendering of the job script. Pure: no user data gets into its text (design 6.4).
 
 The text holds our own code, ids and paths of ours (quoted), and the `#SBATCH` lines of a user's script. All
-else lies in files beside it: `setup.sh`, `slurm_script`, and what an engine stages.
+else lies in files beside it: `setup.sh`, `slurm_script`, `script.argv`, and what an engine stages.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ GUARD_EXIT = 3
 
 USER_SCRIPT = "slurm_script"
 """The staged script of a user; the name is the one that slurmd gives it too."""
+
+USER_ARGV = "script.argv"
+"""The arguments of that script, each one ended by a NUL."""
 
 SETUP = "setup.sh"
 
@@ -84,7 +87,7 @@ def render(
 
 
 def user_script_body() -> str:
-    """The body that runs the staged `slurm_script` with the job's arguments and keeps its exit code."""
+    """The body that runs the staged `slurm_script` with the words of `script.argv`, and keeps its code."""
     return _source("run_script.sh")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from hpcsh.engines.jobs import Mark
 from hpcsh.errors import CommandError, NotFoundError, TimedOutError, UsageError
-from hpcsh.model import LogOptions, State, Workload
+from hpcsh.model import LogOptions, Resources, State, Workload
 from hpcsh.store import Record
 
 pytestmark = pytest.mark.lab
@@ -47,6 +47,29 @@ async def test_scripts_in_other_languages(site: Any) -> None:
     )
     (done,) = await site.jobs.wait([workload.id])
     assert (done.exit_code, await site.log(workload.id)) == (3, b"['x y']\n")
+
+
+async def test_arguments_stand_in_no_record_of_slurms(site: Any) -> None:
+    args = ("canary-7f3a", "", "two\nlines", "ünï→")
+    script = (
+        "#!/usr/bin/env python3\nimport sys, time\nprint(ascii(sys.argv[1:]), flush=True)\ntime.sleep(3)\n"
+    )
+    spec = await site.jobs.batch_script(
+        script.encode(), args, "job.py", Resources(), cwd=site.workdir, inherit_env=False
+    )
+    plan = await site.jobs.plan(spec)
+    planned = next(f for f in plan.files if f.path.endswith("/script.argv"))
+    assert (planned.mode, planned.data) == (0o600, "\0".join(args).encode() + b"\0")
+    workload = await site.jobs.submit(spec)
+    told = [await site.shell(f"scontrol -d show job {workload.native_id}")]
+    assert await site.boundary.read(f"{workload.directory}/script.argv") == planned.data
+    assert (await site.boundary.stat(f"{workload.directory}/script.argv")).mode & 0o777 == 0o600
+    await site.jobs.wait([workload.id])
+    assert await site.log(workload.id) == f"{list(args)!a}\n".encode()
+    told.append(await site.shell(f"sacct -n -P -j {workload.native_id} -o SubmitLine,Comment,JobName"))
+    told.append((await site.boundary.read(f"{workload.directory}/job.slurm")).decode())
+    assert all(workload.id in text for text in told)
+    assert not any("canary-7f3a" in text for text in (*told, str(plan.commands)))
 
 
 async def test_the_environment_of_the_login_is_not_inherited_unless_asked(site: Any) -> None:

@@ -5,12 +5,15 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from hpcsh.engines.jobs.preparing import batch_spec
 from hpcsh.engines.jobs.types import Mark, parse_marks, present_run
 from hpcsh.errors import UsageError
+from hpcsh.model import Resources
 from hpcsh.slurm.script import (
     GUARD_EXIT,
     expand_output,
@@ -27,7 +30,14 @@ class Job:
     """A workload's directory, and runs of its script."""
 
     def __init__(
-        self, tmp_path: Path, body: str, *, script: bytes = b"", setup: str = "", unset: bool = False
+        self,
+        tmp_path: Path,
+        body: str,
+        *,
+        script: bytes = b"",
+        args: tuple[str, ...] = (),
+        setup: str = "",
+        unset: bool = False,
     ) -> None:
         self.directory = tmp_path / NASTY_DIR / "w1"
         (self.directory / "run").mkdir(parents=True)
@@ -36,7 +46,9 @@ class Job:
         )
         (self.directory / "job.slurm").write_text(text)
         if script:
-            (self.directory / "slurm_script").write_bytes(script)
+            spec = batch_spec(script, args, "s", Resources(), workload_id="w1", cwd=None, inherit_env=False)
+            for staged in spec.files:
+                (self.directory / staged.path).write_bytes(staged.data)
         if setup:
             (self.directory / "setup.sh").write_text(setup)
 
@@ -162,9 +174,33 @@ def test_setup_and_export(tmp_path: Path) -> None:
     ],
 )
 def test_a_users_script_runs_by_its_own_interpreter(tmp_path: Path, script: bytes, out: bytes) -> None:
-    run = Job(tmp_path, user_script_body(), script=script).run("a b", "")
+    run = Job(tmp_path, user_script_body(), script=script, args=("a b", "")).run()
     assert run.returncode == 5
     assert run.stdout.startswith(out)
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_arguments_keep_every_byte(tmp_path: Path, locale: str) -> None:
+    every = bytes(range(1, 256)).decode("utf-8", "surrogateescape")
+    args = ("", "two\nlines\n", "ünï→😀", "$(id) `id` \\ '\"", " -n ", "", "")
+    args += ("half \udcc3", "\udce2\udc82", every, "")
+    script = b"#!/usr/bin/env python3\nimport os, sys\n"
+    script += b"for a in sys.argv[1:]: os.write(1, os.fsencode(a) + b'\\0')\n"
+    job = Job(tmp_path, user_script_body(), script=script, args=args, setup="set -eu")
+    run = job.run(LC_ALL=locale)
+    assert run.stdout.split(b"\0")[:-1] == [os.fsencode(a) for a in args], run.stderr
+    (job.directory / "script.argv").unlink()
+    (job.directory / "run" / "w1").unlink()
+    assert job.run().returncode == 126  # never without its arguments
+
+
+def test_arguments_stand_in_their_file_alone(tmp_path: Path) -> None:
+    spec = batch_spec(
+        b"#!/bin/sh\n", ["canary-1", ""], "s", Resources(), workload_id="w1", cwd=None, inherit_env=False
+    )
+    assert [(f.path, f.mode) for f in spec.files] == [("slurm_script", 0o700), ("script.argv", 0o600)]
+    assert spec.files[1].data == b"canary-1\0\0"
+    assert "canary-1" not in repr(replace(spec, files=()))
 
 
 def test_a_users_script_gets_signals_once_and_keeps_its_code(tmp_path: Path) -> None:

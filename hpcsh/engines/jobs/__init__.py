@@ -7,7 +7,7 @@ On the target a workload of ours lives in `<workdir>/jobs/<id>/`:
 - `marks`       one line per happening, `<epoch> <what> [<who>] [<value>]`, appended by the script:
                 `start <jobid> <stdout path>`, `container-start NAME`, `container-exit NAME CODE`,
                 `signal NAME`, `restart COUNT`, `end CODE`; tasks of an array write to `marks.<task>`
-- `setup.sh`, `slurm_script`   the profile's setup, a user's own script
+- `setup.sh`, `slurm_script`   the profile's setup, a user's own script; its arguments in `script.argv`
 - further files of the engine, and logs
 """
 

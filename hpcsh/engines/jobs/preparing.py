@@ -13,7 +13,7 @@ from hpcsh.errors import UsageError
 from hpcsh.model import Kind, Plan, PlannedFile, Resources
 from hpcsh.slurm.header import header_options, read_header
 from hpcsh.slurm.options import merge, to_argv
-from hpcsh.slurm.script import SETUP, USER_SCRIPT, output_pattern, render, user_script_body
+from hpcsh.slurm.script import SETUP, USER_ARGV, USER_SCRIPT, output_pattern, render, user_script_body
 
 _RESERVED = frozenset({"job.slurm", "run", "marks", SETUP})
 
@@ -48,14 +48,18 @@ def batch_spec(
         kind=Kind.JOB,
         resources=resources,
         body=user_script_body(),
-        files=(Staged(USER_SCRIPT, data, 0o700),),
+        files=(Staged(USER_SCRIPT, data, 0o700), Staged(USER_ARGV, _argv(args))),
         header=header.lines,
-        args=tuple(args),
         output=None,
         cwd=cwd,
         inherit_env=inherit_env,
         warnings=tuple(warnings),
     )
+
+
+def _argv(args: Sequence[str]) -> bytes:
+    """Arguments travel in a file: sbatch's command line can be read in accounting (design 6.4)."""
+    return b"".join(a.encode("utf-8", "surrogateescape") + b"\0" for a in args)
 
 
 class Preparation:
@@ -93,7 +97,7 @@ class Preparation:
         if profile.setup.strip():
             files = (Staged(SETUP, profile.setup.encode() + b"\n"), *files)
         cwd = await self._files.expand(job.cwd or "~")
-        argv = ("sbatch", "--parsable", *to_argv(options), f"{directory}/job.slurm", *job.args)
+        argv = ("sbatch", "--parsable", *to_argv(options), f"{directory}/job.slurm")
         name = options.get("job-name") or header.get("job-name") or job.name
         return Prepared(job, name, directory, cwd, argv, script, files)
 

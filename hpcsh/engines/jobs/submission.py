@@ -72,10 +72,9 @@ class Submission:
         except BaseException:
             await self._forget(record)  # sbatch has not been called, so there is no job
             raise
-        _, _, *rest = ready.argv
-        at = len(rest) - len(ready.job.args) - 1
+        _, _, *options, script = ready.argv
         try:
-            native = await self._c.cluster.sbatch(rest[:at], rest[at], ready.job.args, cwd=ready.cwd)
+            native = await self._c.cluster.sbatch(options, script, cwd=ready.cwd)
         except UnknownOutcomeError:
             record = self._open(record)
             found = await self._look(record)

@@ -53,7 +53,6 @@ class JobSpec:
     body: str
     files: tuple[Staged, ...] = ()
     header: tuple[str, ...] = ()
-    args: tuple[str, ...] = ()
     output: str | None = "job.out"
     cwd: str | None = None
     inherit_env: bool = False

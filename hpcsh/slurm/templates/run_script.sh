@@ -9,6 +9,12 @@ hpcsh_argument=${hpcsh_line#"${hpcsh_command[0]}"}
 hpcsh_argument=${hpcsh_argument#"${hpcsh_argument%%[! 	]*}"}
 [ -z "$hpcsh_argument" ] || hpcsh_command+=("$hpcsh_argument")
 
+# Its arguments, byte by byte: in the C locale no NUL gets lost behind half a character.
+hpcsh_command+=("$hpcsh_script")
+while IFS= LC_ALL=C read -r -d '' hpcsh_word; do
+    hpcsh_command+=("$hpcsh_word")
+done < "$hpcsh_dir/script.argv" || exit 126
+
 # Slurm gives some signals to the batch shell alone (sbatch --signal=B:…): hand them on to the script.
 hpcsh_caught=
 hpcsh_child=
@@ -22,7 +28,7 @@ for hpcsh_name in HUP INT QUIT USR1 USR2 TERM ALRM XCPU CONT; do
 done
 # Job control for the start only: a background process would ignore INT and QUIT without it.
 set -m
-"${hpcsh_command[@]}" "$hpcsh_script" "$@" <&0 &
+"${hpcsh_command[@]}" <&0 &
 hpcsh_child=$!
 set +m
 [ -z "$hpcsh_caught" ] || kill -s "$hpcsh_caught" "$hpcsh_child" 2>/dev/null
