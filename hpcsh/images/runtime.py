@@ -1,6 +1,6 @@
 """How a container is started: the argv of apptainer or podman and the environment they need. Pure.
 
-Seen to work with apptainer 1.4 and podman 5.4 (real-parts/slurm-prrte-trixie.md). A container of a pod is
+Seen to work with apptainer 1.4 and podman 5.4 of Debian 13. A container of a pod is
 isolated as a Kubernetes container is, except that the network is the node's and the user is the job's; a
 rank of an MPI program shares all that PMIx and shared memory need.
 """
@@ -198,7 +198,12 @@ _RANK_PODMAN = r"""
 image=$1; shift
 place=${TMPDIR:-/tmp}
 [ "$(stat -f -c %T "$place")" != overlayfs ] || place=/dev/shm
-scratch=$place/hpcsh-podman-$UID; mkdir -p -m 700 "$scratch"
+scratch=$place/hpcsh-podman-$UID
+mkdir -p "$place"
+if ! mkdir -m 700 "$scratch" 2>/dev/null && ! [[ -d $scratch && ! -L $scratch && -O $scratch ]]; then
+    echo "hpcsh: $scratch cannot be made, or is no directory of $(id -un): remove it, or set TMPDIR" >&2
+    exit 126
+fi
 export XDG_RUNTIME_DIR=$scratch
 options=()
 while IFS= read -r name; do options+=(--env "$name"); done < <(compgen -e | grep -E '^(PMIX|PRTE|OMPI|SLURM)')

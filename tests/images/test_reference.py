@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import shlex
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,6 +152,34 @@ def test_ranks_get_their_words_one_by_one() -> None:
         assert argv[-4:] == words
         assert shlex.split(shlex.join(argv)) == argv
     assert runtime.rank_argv("/x.rootfs", ["p"])[0] == "bash"
+
+
+@pytest.mark.parametrize("prepared", ["nothing", "ours", "link", "file", "other user's"])
+def test_podmans_place_is_our_own_directory(tmp_path: Path, prepared: str) -> None:
+    tools = {"podman": "echo ran", "stat": "echo ext2/ext3"}
+    for name, line in tools.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    place = tmp_path / f"hpcsh-podman-{os.geteuid()}"
+    if prepared == "file":
+        place.write_text("")
+    elif prepared == "link":
+        place.symlink_to(tmp_path)
+    elif prepared != "nothing":
+        place.mkdir()
+    if prepared == "other user's":
+        if os.geteuid():
+            pytest.skip("only root can give a directory away")
+        os.chown(place, 12345, -1)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path), "HOME": str(tmp_path)}
+    argv = runtime.rank_argv("/x.rootfs", ["p"])
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    if prepared in ("nothing", "ours"):
+        assert (done.stdout, done.stderr, done.returncode) == ("ran\n", "", 0)
+        assert prepared == "ours" or place.stat().st_mode & 0o777 == 0o700
+    else:
+        assert (done.stdout, done.returncode) == ("", 126)
+        assert str(place) in done.stderr
 
 
 @pytest.mark.parametrize(
