@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
-from hpcsh.errors import NotFoundError
-from hpcsh.lab import kernel
+from hpcsh.errors import HpcshError, NotFoundError, UsageError
+from hpcsh.lab import config, kernel
 
 _NAMESPACES = ("user", "cgroup", "ipc", "uts", "net", "pid", "mnt")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -82,6 +82,9 @@ def _spawn(pid: int, argv: list[str], user: str, prepare: Callable[[], None]) ->
     except FileNotFoundError as e:
         os.write(2, f"hpcsh lab: {e}\n".encode())
         code = 127
+    except HpcshError as e:
+        os.write(2, f"hpcsh lab: {e}\n".encode())
+        code = e.exit_code
     except BaseException as e:
         os.write(2, f"hpcsh lab: {type(e).__name__}: {e}\n".encode())
     finally:
@@ -99,8 +102,17 @@ def _join(pid: int) -> None:
         os.close(fd)
 
 
+def _user(name: str) -> pwd.struct_passwd:
+    """A user of the node that was joined; `UsageError` names the lab's."""
+    try:
+        return pwd.getpwnam(name)
+    except KeyError:
+        users = ", ".join(("root", *config.USERS))
+        raise UsageError(f"There is no user {name} in this lab.", why=f"It has: {users}.") from None
+
+
 def _run_inside(argv: list[str], user: str) -> int:
-    who = pwd.getpwnam(user)
+    who = _user(user)
     child = os.fork()
     if child:
         signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
@@ -162,6 +174,9 @@ def _run_on_terminal(pid: int, argv: list[str], user: str) -> int:
             kernel.die_with_parent(signal.SIGKILL)
             _join(pid)
             code = _proxy(argv, user)
+        except HpcshError as e:
+            os.write(2, f"hpcsh lab: {e}\n".encode())
+            code = e.exit_code
         except BaseException as e:
             os.write(2, f"hpcsh lab: {type(e).__name__}: {e}\r\n".encode())
         finally:
@@ -174,7 +189,7 @@ def _run_on_terminal(pid: int, argv: list[str], user: str) -> int:
 
 
 def _proxy(argv: list[str], user: str) -> int:
-    who = pwd.getpwnam(user)
+    who = _user(user)
     master, slave = os.openpty()
     os.fchown(slave, who.pw_uid, 5)
     _copy_size(master)

@@ -222,6 +222,10 @@ def test_exec_passes_on_what_it_should(lab: str) -> None:
     assert done.returncode == 1
     assert "It has: login, n1" in done.stderr
     assert run_lab("exec", "--lab", lab, "n1").returncode == 2
+    done = run_lab("exec", "--lab", lab, "--user", "nobody9", "login", "--", "true")
+    assert done.returncode == 2
+    assert "no user nobody9" in done.stderr
+    assert "root, alice, bob" in done.stderr
 
 
 def test_a_shell_has_a_terminal_of_the_node(lab: str) -> None:
