@@ -216,3 +216,94 @@ async def test_a_plan_of_up_is_what_up_submits(session: Session) -> None:
     await steps.aclose()  # type: ignore[attr-defined]
     with pytest.raises(UsageError):
         await session.engine.plan_up(UpSpec(name="no name"))
+
+
+async def test_down_ends_an_up_that_waits(session: Session) -> None:
+    waiting = asyncio.ensure_future(session.up(nodes="1", flags=("--hold",)))
+    while not [e for e in await session.engine.environments() if e.native_id]:
+        await asyncio.sleep(0.1)
+    (environment,) = await session.engine.environments()
+    with pytest.raises(RefusedError, match="just being started") as refused:
+        await session.up(nodes="1")
+    assert "hpcsh down default" in refused.value.fix
+    told = await session.down()
+    assert told[-1].message == "released"
+    with pytest.raises(HpcshError, match="ended by a `down`"):
+        await asyncio.wait_for(waiting, 30)
+    assert await session.engine.environments() == []
+    queue = on(session.lab, "login", f"squeue -h -j {environment.native_id} -t RUNNING,PENDING", "alice")
+    assert queue == ""
+    await session.down()
+
+
+async def test_another_up_does_not_join_what_has_other_resources(opened: Open) -> None:
+    async with opened() as session:
+        steps = session.engine.up(UpSpec(resources=Resources(nodes="1", flags=("--hold",))))
+        await anext(steps)
+        session.engine._lifecycle._remove = _nothing  # type: ignore[method-assign]
+        await steps.aclose()  # type: ignore[attr-defined]
+    async with opened() as session:
+        with pytest.raises(RefusedError, match="other resources") as refused:
+            await session.up(nodes="2")
+        assert "nodes=1 --hold" in refused.value.why
+        assert "nodes=2" in refused.value.why
+        again = session.engine.up(UpSpec(resources=Resources(nodes="1", flags=("--hold",))))
+        assert (await anext(again)).step == "allocation"
+        await again.aclose()  # type: ignore[attr-defined]
+
+
+async def test_one_environment_that_cannot_be_cleaned_does_not_keep_the_others(session: Session) -> None:
+    ups = [session.engine.up(UpSpec(name=n, resources=Resources(flags=("--hold",)))) for n in ("a", "b")]
+    for steps in ups:
+        await anext(steps)
+    items = await session.engine.clean_plan(everything=True)
+    lifecycle = session.engine._lifecycle
+    lifecycle._busy.add("a")
+    held = lifecycle._starting.pop("a")  # as while another `down` of it runs
+    report = await session.engine.clean(items)
+    a, b = (next(i.target for i in items if f"{n}: " in i.detail) for n in ("a", "b"))
+    assert report.done == (b,)
+    ((failed, why),) = report.failed
+    assert failed == a
+    assert "just being ended" in why
+    lifecycle._starting["a"] = held
+    for steps in ups:
+        await steps.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_job_that_does_not_end_is_named(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = session.engine.up(UpSpec(resources=Resources(flags=("--hold",))))
+    await anext(steps)
+    (environment,) = await session.engine.environments()
+    with monkeypatch.context() as patched:
+        patched.setattr("hpcsh.engines.pmix.lifecycle.END_TIMEOUT", 0.0)
+        with pytest.raises(TimedOutError, match=f"job {environment.native_id} did not end"):
+            await session.down()
+    await steps.aclose()  # type: ignore[attr-defined]
+
+
+async def test_all_is_checked_before_an_image_is_pulled(session: Session) -> None:
+    engine = session.engine
+    absent = "docker://login:5000/busybox"
+    for image in await engine.images():
+        if "busybox" in image.reference:
+            await session.boundary.remove(image.path, recursive=True)
+            await session.boundary.remove(f"{image.path.rpartition('.')[0]}.json")
+    bad = Resources(flags=("--no-such-option",))
+    for plan in (
+        await engine.plan(SubmitSpec(command=("true",), image=absent)),
+        await engine.plan_launch(LaunchSpec(tool="prterun", program=("true",), image=absent)),
+    ):
+        assert plan.commands[0][:2] == ("hpcsh", "pull")
+        assert "busybox" in plan.commands[0][2]
+        assert plan.commands[1][0] == "sbatch"
+    with pytest.raises(UsageError):
+        await engine.submit(SubmitSpec(command=("true",), image=absent, resources=bad))
+    assert not [i for i in await engine.images() if "busybox" in i.reference]
+    ran = await session.launch("prterun", ["true"], image=absent, resources=bad)
+    assert isinstance(ran.error, UsageError)
+    assert not [i for i in await engine.images() if "busybox" in i.reference]
+    done = await engine.submit(SubmitSpec(command=("true",), image=absent))
+    ((ended,), images) = await engine.wait([done.id], timeout=60), await engine.images()
+    assert ended.state is State.SUCCEEDED
+    assert [i for i in images if "busybox" in i.reference]

@@ -21,7 +21,8 @@ from hpcsh.engines.pmix.launches import Launches
 from hpcsh.engines.pmix.lifecycle import Lifecycle
 from hpcsh.engines.pmix.oneshot import OneShot, log_files
 from hpcsh.engines.pmix.submitting import job_spec
-from hpcsh.errors import CommandError
+from hpcsh.errors import HpcshError
+from hpcsh.images.pool import Entry
 from hpcsh.model import (
     CleanItem,
     Detail,
@@ -48,7 +49,7 @@ replace = msgspec.structs.replace
 
 
 class Pmix:
-    """Virtual clusters on Slurm allocations (contracts/pmix.md 8). The methods are those of `Engine`."""
+    """Virtual clusters: PRRTE's DVMs on Slurm allocations. The methods are those of `Engine`."""
 
     name = "pmix"
     capabilities = frozenset(
@@ -95,12 +96,17 @@ class Pmix:
 
     async def plan(self, spec: SubmitSpec) -> Plan:
         """What `submit` would do."""
-        return await self._jobs.plan(await self._job(spec))
+        plan = await self._jobs.plan(await self._job(spec))
+        if spec.image and spec.file is None:
+            plan = _with_pull(plan, await self._containers.entry(spec.image))
+        return plan
 
     async def submit(self, spec: SubmitSpec) -> Workload:
         """Submit a batch script or a command as a plain Slurm job."""
         if spec.image and spec.file is None:
             entry = await self._containers.entry(spec.image)
+            if not entry.present:
+                await self._jobs.plan(await self._job(spec))  # all is checked before an image is pulled
             await self._containers.fetched(spec.image, entry)
         return await self._jobs.submit(await self._job(spec))
 
@@ -157,7 +163,7 @@ class Pmix:
                     async for _ in self._lifecycle.down(known.name):
                         pass
                 done.append(item.target)
-            except CommandError as error:
+            except HpcshError as error:
                 failed.append((item.target, str(error)))
         rest = await self._jobs.clean([i for i in items if i.kind != "environment"])
         for known in self._environments.stored():
@@ -211,9 +217,13 @@ class Pmix:
         check_options(spec.tool, spec.options, spec.program)
         containers.check(spec)
         inside = await self._inside(spec)
-        resolved = spec
-        if spec.image:
-            resolved = containers.inside(spec, await self._containers.entry(spec.image))
+        if not spec.image:
+            return await self._planned(spec, spec, inside)
+        entry = await self._containers.entry(spec.image)
+        plan = await self._planned(containers.inside(spec, entry), spec, inside)
+        return _with_pull(plan, entry)
+
+    async def _planned(self, resolved: LaunchSpec, spec: LaunchSpec, inside: bool) -> Plan:
         if inside:
             return await self._launches.plan(resolved)
         return await self._one_shot.plan(resolved, spec)
@@ -232,6 +242,7 @@ class Pmix:
                 await self._launches.reach(spec.environment)
             entry = await self._containers.entry(spec.image)
             if not entry.present:
+                await self._planned(containers.inside(spec, entry), spec, inside)  # checked before the pull
                 yield LaunchFrame(data=f"pulling {spec.image}\n".encode())
             resolved = containers.inside(spec, await self._containers.fetched(spec.image, entry))
         launches = self._launches.launch if inside else self._one_shot.launch
@@ -251,3 +262,10 @@ if TYPE_CHECKING:
 def _files(record: Record, workload: Workload) -> dict[str, str]:
     """The two log files of a one-shot launch."""
     return log_files(record.directory)
+
+
+def _with_pull(plan: Plan, entry: Entry) -> Plan:
+    """The plan with the pull that it needs first, as a command of hpcsh."""
+    if entry.present:
+        return plan
+    return replace(plan, commands=(("hpcsh", "pull", entry.reference.canonical), *plan.commands))

@@ -7,6 +7,8 @@ import re
 from collections.abc import AsyncIterator, Awaitable
 from typing import TypeVar
 
+import msgspec
+
 from hpcsh.engines.context import Context
 from hpcsh.engines.jobs import Jobs, JobSpec, Staged
 from hpcsh.engines.jobs.watching import Watch
@@ -16,6 +18,7 @@ from hpcsh.engines.pmix.environments import Environments, S, replace
 from hpcsh.engines.pmix.heads import Heads
 from hpcsh.engines.pmix.messages import dvm_log, start_failure
 from hpcsh.engines.pmix.probing import end_dvm, prove
+from hpcsh.engines.pmix.starting import Starting
 from hpcsh.errors import (
     CommandError,
     HpcshError,
@@ -25,7 +28,7 @@ from hpcsh.errors import (
     UnknownOutcomeError,
     UsageError,
 )
-from hpcsh.model import CleanItem, Environment, Kind, Plan, Progress, UpSpec
+from hpcsh.model import CleanItem, Environment, Kind, Plan, Progress, Resources, UpSpec
 
 T = TypeVar("T")
 
@@ -34,6 +37,9 @@ END_TIMEOUT = 150.0
 
 PTERM_TIMEOUT = 10.0
 LOG = "job.out"
+ASKED = "asked"
+"""Where a record keeps the resources that `up` asked for."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 
@@ -62,6 +68,7 @@ class Lifecycle:
         self._environments = environments
         self._heads = heads
         self._busy: set[str] = set()
+        self._starting: dict[str, Starting] = {}
 
     async def job(self, spec: UpSpec, workload_id: str) -> JobSpec:
         """The job of an environment. Raises `UsageError` for bad input; changes nothing."""
@@ -85,7 +92,7 @@ class Lifecycle:
             files=tuple(Staged(f"{layout.PLACE}/{name}", data) for name, data in staged.items()),
             output=LOG,
             inherit_env=self._c.profile.inherit_env,
-            extra={"environment": spec.name},
+            extra={"environment": spec.name, ASKED: msgspec.to_builtins(spec.resources)},
         )
 
     async def plan(self, spec: UpSpec) -> Plan:
@@ -95,25 +102,46 @@ class Lifecycle:
 
     async def up(self, spec: UpSpec) -> AsyncIterator[Progress]:
         """Start an environment, or go on waiting for one that an earlier process had begun to start."""
-        if spec.name in self._busy:
-            raise RefusedError(f"The environment {spec.name!r} is just being started or ended.")
-        self._busy.add(spec.name)
-        environment: Environment | None = None
+        self._claim(spec.name)
+        starting = self._starting[spec.name] = Starting(spec.name, lambda s: self._start(spec, s))
         try:
-            environment = await self._begun(spec)
-            if environment is None:
-                environment = await self._submit(spec)
-            yield Progress(step="allocation", status="start", message=f"job {environment.native_id}")
-            async for progress in self._come_up(environment):
+            async for progress in starting.progress():
                 yield progress
         except (RefusedError, UsageError, UnknownOutcomeError):
             raise
         except BaseException:
-            if environment is not None:
-                await settled(self._remove(environment))
+            if not starting.taken:
+                await settled(self._give_up(starting))
             raise
         finally:
-            self._busy.discard(spec.name)
+            if self._starting.get(spec.name) is starting:
+                del self._starting[spec.name]
+                self._busy.discard(spec.name)
+
+    def _claim(self, name: str) -> None:
+        if name in self._starting:
+            raise RefusedError(
+                f"The environment {name!r} is just being started.",
+                fix=f"wait until it is ready (`hpcsh status`), or end it with `hpcsh down {name}`",
+            )
+        if name in self._busy:
+            raise RefusedError(
+                f"The environment {name!r} is just being ended.",
+                fix="try again when `hpcsh status` does not show it any more",
+            )
+        self._busy.add(name)
+
+    async def _start(self, spec: UpSpec, starting: Starting) -> None:
+        environment = await self._begun(spec) or await self._submit(spec)
+        starting.submitted(environment)
+        starting.tell(Progress(step="allocation", status="start", message=f"job {environment.native_id}"))
+        async for progress in self._come_up(environment):
+            starting.tell(progress)
+
+    async def _give_up(self, starting: Starting) -> None:
+        await starting.end()
+        if starting.environment is not None:
+            await self._remove(starting.environment)
 
     async def _begun(self, spec: UpSpec) -> Environment | None:
         """What there is already by this name: refused when it stands, gone on with when it comes."""
@@ -122,6 +150,7 @@ class Lifecycle:
             return None
         now = await self._environments.look(known, fresh=True)
         if now.state in (S.PENDING, S.STARTING):
+            self._same(spec, now)
             return now
         if now.state in (S.DOWN, S.FAILED, S.STOPPING):
             await self._remove(now)
@@ -133,6 +162,19 @@ class Lifecycle:
             )
         what = f"The environment {now.name!r} is {now.state}."
         raise RefusedError(what, why=now.message, fix="try again soon")
+
+    def _same(self, spec: UpSpec, now: Environment) -> None:
+        """Refuse to go on waiting for something else than what is asked for."""
+        record = self._c.store.get(now.id)
+        if record is None or ASKED not in record.extra:
+            return
+        before = msgspec.convert(record.extra[ASKED], Resources)
+        if before != spec.resources:
+            raise RefusedError(
+                f"The environment {now.name!r} is {now.state} already, with other resources.",
+                why=f"Job {now.native_id} has {_words(before)}; now asked for: {_words(spec.resources)}.",
+                fix=f"ask for the same to wait for it, or `hpcsh down {now.name}` first",
+            )
 
     async def _submit(self, spec: UpSpec) -> Environment:
         workload_id = self._c.new_id()
@@ -209,19 +251,30 @@ class Lifecycle:
         return error
 
     async def down(self, name: str) -> AsyncIterator[Progress]:
-        """End an environment: pterm, scancel, wait until the job is gone, remove its files, forget it."""
-        known = self._environments.named(name)
-        if known is None:
-            yield Progress(step="down", status="done", message=f"{name or 'default'} is not up")
-            return
-        if known.name in self._busy:
-            raise RefusedError(f"The environment {known.name!r} is just being started or ended.")
-        self._busy.add(known.name)
+        """End an environment: pterm, scancel, wait until the job is gone, remove its files, forget it.
+
+        An `up` of it that is under way in this process ends with an error that says so.
+        """
+        name = name or "default"
+        gone = Progress(step="down", status="done", message=f"{name} is not up")
+        starting = self._starting.pop(name, None)
+        if starting is None:
+            if self._environments.named(name) is None:
+                yield gone
+                return
+            self._claim(name)
         try:
+            if starting is not None:
+                await settled(starting.take())
+                yield Progress(step="up", status="done", message=f"the `up` of {name} that was under way")
+            known = self._environments.named(name)
+            if known is None:
+                yield gone
+                return
             async for progress in self._end(known):
                 yield progress
         finally:
-            self._busy.discard(known.name)
+            self._busy.discard(name)
 
     async def _end(self, known: Environment) -> AsyncIterator[Progress]:
         clock = self._c.clock
@@ -250,8 +303,17 @@ class Lifecycle:
         await self._heads.drop(environment.id)
         if self._c.store.get(environment.id) is not None:
             item = CleanItem(kind="job", target=environment.id)
-            async with asyncio.timeout(END_TIMEOUT):
-                report = await self._jobs.clean([item])
+            try:
+                async with asyncio.timeout(END_TIMEOUT):
+                    report = await self._jobs.clean([item])
+            except TimeoutError:
+                job = f"job {environment.native_id or 'not known'}"
+                self._environments.save(replace(environment, state=S.UNKNOWN, message=f"{job} does not end"))
+                raise TimedOutError(
+                    f"The environment {environment.name!r} is not released: {job} did not end"
+                    f" within {END_TIMEOUT:g} s.",
+                    fix=f"look at it with `squeue`, then `hpcsh down {environment.name}` again",
+                ) from None
             if report.failed:
                 why = "; ".join(why for _, why in report.failed)
                 self._environments.save(replace(environment, state=S.UNKNOWN, message=why))
@@ -264,3 +326,9 @@ class Lifecycle:
 
 def _step(step: str, began: float, now: float, status: str, message: str = "") -> Progress:
     return Progress(step=step, status=status, message=message, seconds=now - began)
+
+
+def _words(resources: Resources) -> str:
+    said = msgspec.to_builtins(resources)
+    flags = said.pop("flags", ())
+    return " ".join((*(f"{name}={value}" for name, value in said.items()), *flags)) or "the profile's"
