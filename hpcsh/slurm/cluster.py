@@ -77,8 +77,8 @@ class Cluster:
     async def queue(self, *, fresh: bool = False) -> Queue:
         """All jobs of the user. Within the floor the last answer with its age; never a second question.
 
-        A controller that does not answer makes a stale `Queue` with the last known jobs. `TargetError` only
-        when there has never been an answer.
+        A controller that does not answer makes a stale `Queue` with the last known jobs. Where there has
+        never been an answer the error is raised, whatever its kind.
         """
         return await self._poller.get(fresh=fresh)
 

@@ -31,6 +31,7 @@ class Poller:
         self.floor = floor
         self.idle = max(idle, floor)
         self._last: Queue | None = None
+        self._error: HpcshError | None = None
         self._asked = float("-inf")
         self._took = 0.0
         self._changed = float("-inf")
@@ -70,16 +71,25 @@ class Poller:
         return max(floor, min(self.idle, quiet / 10)) if active else max(floor, self.idle)
 
     async def get(self, *, fresh: bool = False) -> Queue:
-        """The last answer while it is good enough, else a new one; `fresh` accepts only the floor's age."""
+        """The last answer while it is good enough, else a new one; `fresh` accepts only the floor's age.
+
+        Where there has never been one, the failure is raised: nothing known is not the same as no jobs.
+        """
         now = self._clock.now()
-        if self._last is not None and self._flight is None:
+        if (self._last or self._error) and self._flight is None:
             allowed = (
                 max(self.floor, self._took / SLOW_SHARE) if fresh and not self._failures else self.interval()
             )
             # A clock that was set back must not stop the questions.
             if 0 <= now - self._asked < allowed:
-                return self._last
+                return self._known()
         return await self._ride()
+
+    def _known(self) -> Queue:
+        if self._last is None:
+            assert self._error is not None
+            raise self._error.with_traceback(None)
+        return self._last
 
     async def next(self, after: float) -> Queue:
         """Wait for an answer that was asked after `after`, or for the failure of the next question."""
@@ -140,12 +150,14 @@ class Poller:
     def _failed(self, error: HpcshError) -> Queue:
         self._failures = min(self._failures + 1, 16)
         known = self._last
-        if known is None and isinstance(error, TargetError):
+        if known is None:
+            # A target that was lost is tried again by who asks next; a controller is left in peace.
+            self._error = None if isinstance(error, TargetError) else error
             raise error
         words = error.what if not error.why else f"{error.what.rstrip('.')}: {error.why}"
         self._last = Queue(
-            jobs=known.jobs if known else {},
-            as_of=known.as_of if known else 0.0,
+            jobs=known.jobs,
+            as_of=known.as_of,
             stale=" ".join(words.split()),
         )
         return self._last

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 
+from hpcsh.engines import checks
 from hpcsh.engines.jobs import submission
 from hpcsh.engines.jobs.submission import WITHDRAWN
+from hpcsh.engines.virtual_node.engine import VirtualNode
 from hpcsh.errors import CommandError, TargetError, UnknownOutcomeError
-from hpcsh.model import State
+from hpcsh.model import Severity, State
 from hpcsh.slurm import client
 
 pytestmark = pytest.mark.lab
@@ -43,6 +45,29 @@ async def test_a_lost_answer_finds_its_job_and_never_makes_a_second(site: Any, h
     assert await site.shell(f"cat {site.workdir}/ran") == "ran\n"
     assert site.cluster.calls["sbatch"] == 1
     assert await site.shell("pgrep -u $(id -u) -x sleep | wc -l") == "0\n"
+
+
+@pytest.mark.usefixtures("soon")
+async def test_without_a_queue_the_outcome_is_unknown_and_nothing_is_lost(site: Any) -> None:
+    """squeue has never worked: a session opens, `doctor` names it, `ps` fails, and no job is made twice."""
+    await site.fake("squeue", "echo 'squeue: error: Unable to contact slurm controller' >&2; exit 1")
+    engine = VirtualNode(site.context)
+    await engine.open()
+    told = {f.id: f for f in await checks.slurm(site.context)}
+    assert told["slurm.controller"].severity is Severity.ERROR
+    with pytest.raises(CommandError, match="contact"):
+        await site.jobs.snapshot()
+    await site.fake("sbatch", LOST["says nothing"])
+    with pytest.raises(UnknownOutcomeError):
+        await site.jobs.submit(site.spec("exit 4", flags=("--begin=now+5",)))
+    (record,) = site.store.records("lab:x")
+    assert record.phase == "intent"
+    await site.shell(f"rm {site.workdir}/bin/squeue")
+    jobs = site.again()
+    await jobs.settle()
+    (done,) = await jobs.wait([record.id])
+    assert done.exit_code == 4
+    assert len(await site.accounted(record.id)) == 1
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hpcsh.errors import CommandError, TargetError
+from hpcsh.errors import CommandError, HpcshError, TargetError, TimedOutError
 from hpcsh.model import State
 from hpcsh.slurm.job import Job
 from hpcsh.slurm.poller import MAX_BACK_OFF, Poller
@@ -189,15 +189,34 @@ async def test_a_dead_controller_backs_off_and_the_last_answer_says_that_it_is_s
     assert poller.interval() <= 30
 
 
-async def test_with_no_answer_ever_a_lost_target_is_an_error_and_a_dead_controller_is_not(
-    slurm: Controller, make: Callable[..., Poller]
+@pytest.mark.parametrize("error", [TargetError("no route"), CommandError("no squeue"), TimedOutError("slow")])
+async def test_with_no_answer_ever_every_failure_is_an_error(
+    slurm: Controller, clock: VirtualClock, make: Callable[..., Poller], error: HpcshError
 ) -> None:
-    slurm.error = TargetError("no route")
-    with pytest.raises(TargetError):
-        await make().get()
+    slurm.error = error
+    poller = make()
+    for call in (poller.get(), poller.get(fresh=True), poller.next(0.0)):
+        with pytest.raises(type(error)):
+            await call
+    assert poller.last is None
+    slurm.error = None
+    clock.time += 600
+    assert (await poller.get()).stale == ""
+    slurm.error = error
+    clock.time += 600
+    assert (await poller.get()).stale == error.what
+
+
+async def test_a_controller_that_never_answered_is_left_in_peace_too(
+    slurm: Controller, clock: VirtualClock, make: Callable[..., Poller]
+) -> None:
     slurm.error = CommandError("no controller")
-    empty = await make().get()
-    assert (empty.jobs, empty.as_of, empty.stale) == ({}, 0.0, "no controller")
+    poller = make()
+    for _ in range(300):
+        with pytest.raises(CommandError):
+            await poller.get(fresh=True)
+        clock.time += 2
+    assert len(slurm.asked) <= 9
 
 
 async def test_a_clock_that_jumps_back_does_not_stop_the_questions(

@@ -11,7 +11,7 @@ from hpcsh.engines.context import Context
 from hpcsh.engines.jobs import Jobs, view
 from hpcsh.engines.jobs.lookup import find
 from hpcsh.engines.jobs.snapshots import PATIENCE
-from hpcsh.errors import NotFoundError, UsageError
+from hpcsh.errors import CommandError, HpcshError, NotFoundError, UsageError
 from hpcsh.events import EventBus
 from hpcsh.model import Kind, State, Workload
 from hpcsh.profiles import parse
@@ -35,6 +35,7 @@ class Slurm:
         self.files: dict[str, bytes] = {}
         self.asked: list[list[str]] = []
         self.hastened = 0
+        self.error: HpcshError | None = None
 
     def now(self) -> float:
         return self.now_
@@ -48,11 +49,16 @@ class Slurm:
         return self.files[path]
 
     async def queue(self, *, fresh: bool = False) -> Queue:
+        if self.error:
+            raise self.error
         return Queue(jobs=dict(self.rows), as_of=self.now_)
 
     async def accounting(self, ids: list[str]) -> dict[str, Job]:
         self.asked.append(sorted(ids))
         return self.kept
+
+    async def by_comment(self, prefix: str, since: float) -> list[Job]:
+        return [j for j in (await self.queue()).jobs.values() if j.comment.startswith(prefix)]
 
     def hasten(self) -> None:
         self.hastened += 1
@@ -101,6 +107,21 @@ async def test_absence_is_no_end(world: World) -> None:
     assert len(world.slurm.asked) < 5
     world.row(State.RUNNING)
     assert (await world.look()).state is State.RUNNING
+
+
+async def test_a_controller_that_has_never_answered(world: World) -> None:
+    open_ = msgspec.structs.replace(world.record, phase="intent", native_id="")
+    world.store.save(open_)
+    world.slurm.error = CommandError("Unable to contact slurm controller")
+    await world.jobs.settle()  # a session opens all the same
+    assert world.store.get("abc") == open_
+    with pytest.raises(CommandError):
+        await world.jobs.snapshot()
+    world.slurm.files["/home/u/.hpcsh/jobs/abc/run/abc"] = b"5\n"
+    await world.jobs.settle()  # what the job itself has left is believed
+    known = world.store.get("abc")
+    assert known is not None
+    assert (known.phase, known.native_id) == ("submitted", "5")
 
 
 async def test_accounting_completes_what_vanished(world: World) -> None:

@@ -149,8 +149,12 @@ class Submission:
 
     async def _look(self, record: Record) -> Record | None:
         """Look for the job of an unsettled record: queue, guard, accounting. Changes nothing outside."""
-        queue = await self._c.cluster.queue(fresh=True)
-        for job in queue.jobs.values():
+        try:
+            queue = await self._c.cluster.queue(fresh=True)
+            rows = list(queue.jobs.values())
+        except (CommandError, TimedOutError, TargetError):
+            rows = []  # the guard may tell all the same
+        for job in rows:
             if belongs(self._c.store, record, job):
                 return self.adopt(record, job.id)
         try:
@@ -181,7 +185,9 @@ class Submission:
             return (
                 record if record.workload and record.workload.state is State.UNKNOWN else self._open(record)
             )
-        await self._c.cluster.by_comment(self._c.store.mark(record.id), record.created)
+        for job in await self._c.cluster.by_comment(self._c.store.mark(record.id), record.created):
+            if belongs(self._c.store, record, job):
+                return self.adopt(record, job.id)
         return await self.withdraw(record, "the submission did not reach Slurm; it was withdrawn")
 
     async def withdraw(self, record: Record, message: str) -> Record:
