@@ -1,17 +1,20 @@
 """The store: what hpcsh must not forget, in SQLite, with every intent also as a small file of its own.
 
 One writer at a time holds the lease. The intent files (fsync + rename) are written before an effect and
-are enough to rebuild the database (design 6.9).
+are enough to rebuild the database (design 6.9); so are the files of environments, which outlive sessions.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
+import logging
 import os
 import secrets
 import socket
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,12 @@ import msgspec
 from hpcsh.errors import RefusedError
 from hpcsh.model import Environment, Kind, Workload
 
+log = logging.getLogger(__name__)
+
 _NETWORK = {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "ceph", "fuse.sshfs", "afs"}
+
+
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class Record(msgspec.Struct, kw_only=True):
@@ -42,6 +50,13 @@ class Record(msgspec.Struct, kw_only=True):
     native_id: str = ""
     workload: Workload | None = None
     extra: dict[str, Any] = {}
+
+
+class _Kept(msgspec.Struct):
+    """The file of an environment."""
+
+    target: str
+    environment: Environment
 
 
 def state_dir() -> Path:
@@ -89,25 +104,55 @@ class Store:
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._intents = self.root / "intents"
         self._intents.mkdir(exist_ok=True, mode=0o700)
+        self._environments = self.root / "environments"
+        self._environments.mkdir(exist_ok=True, mode=0o700)
         self._lease = self._take_lease()
         try:
-            self._db = sqlite3.connect(self.root / "store.db", check_same_thread=False, isolation_level=None)
-            network = file_system(self.root) in _NETWORK
-            self._db.execute(f"pragma journal_mode={'delete' if network else 'wal'}")
-            # What must survive a power cut is in the intent files; WAL keeps the database itself sound.
-            self._db.execute(f"pragma synchronous={'full' if network else 'normal'}")
-            self._db.execute(
-                "create table if not exists workloads"
-                "(id text primary key, target text, native_id text, phase text, data blob)"
-            )
-            self._db.execute(
-                "create table if not exists environments(id text primary key, target text, data blob)"
-            )
+            try:
+                self._db = self._open()
+            except sqlite3.DatabaseError as error:
+                # A full disk or a denied access is no damage, and nothing that moving a file away mends.
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
+                    raise
+                self._set_aside(error)
+                self._db = self._open()
             self.token = self._read_token()
             self._rebuild()
         except BaseException:
             os.close(self._lease)
             raise
+
+    def _open(self) -> sqlite3.Connection:
+        """The database, looked through for damage; it is closed when that fails."""
+        db = sqlite3.connect(self.root / "store.db", check_same_thread=False, isolation_level=None)
+        try:
+            network = file_system(self.root) in _NETWORK
+            db.execute(f"pragma journal_mode={'delete' if network else 'wal'}")
+            # What must survive a power cut is in files of its own; WAL keeps the database itself sound.
+            db.execute(f"pragma synchronous={'full' if network else 'normal'}")
+            said = db.execute("pragma quick_check(1)").fetchone()[0]
+            if said != "ok":
+                damaged = sqlite3.DatabaseError(said)
+                damaged.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+                raise damaged
+            db.execute(
+                "create table if not exists workloads"
+                "(id text primary key, target text, native_id text, phase text, data blob)"
+            )
+            db.execute("create table if not exists environments(id text primary key, target text, data blob)")
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _set_aside(self, error: Exception) -> None:
+        """Move a damaged database away, for whoever wants to look; `_rebuild` makes a new one."""
+        aside = f"store.db.broken-{int(time.time())}"
+        # The log goes first: left behind, it would be taken for the new database's.
+        for end in ("-wal", "-shm", ""):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(self.root / f"store.db{end}", self.root / f"{aside}{end}")
+        log.error("The store's database is damaged (%s); it is now %s, and built anew.", error, aside)
 
     def _take_lease(self) -> int:
         path = self.root / "lease"
@@ -135,11 +180,17 @@ class Store:
         return path.read_text()
 
     def _rebuild(self) -> None:
-        """Take up every intent that the database does not know (it was lost, or never written)."""
+        """Take up every intent that the database does not know (it was lost, or never written).
+
+        Of an environment the file is never older than the database.
+        """
         known = {row[0] for row in self._db.execute("select id from workloads")}
         for path in self._intents.glob("*.json"):
             if path.stem not in known:
                 self._put(msgspec.json.decode(path.read_bytes(), type=Record))
+        for path in self._environments.glob("*.json"):
+            kept = msgspec.json.decode(path.read_bytes(), type=_Kept)
+            self._put_environment(kept.target, kept.environment)
 
     def close(self) -> None:
         """Close the database and give up the lease."""
@@ -186,7 +237,14 @@ class Store:
         (self._intents / f"{workload_id}.json").unlink(missing_ok=True)
 
     def put_environment(self, target: str, environment: Environment) -> None:
-        """Store an environment's new state."""
+        """Store an environment's new state, durably."""
+        path = self._environments / f"{environment.id}.json"
+        data = msgspec.json.encode(_Kept(target, environment))
+        if not path.exists() or path.read_bytes() != data:
+            write_durably(path, data)
+        self._put_environment(target, environment)
+
+    def _put_environment(self, target: str, environment: Environment) -> None:
         self._db.execute(
             "insert or replace into environments values(?, ?, ?)",
             (environment.id, target, msgspec.json.encode(environment)),
@@ -199,4 +257,5 @@ class Store:
 
     def forget_environment(self, environment_id: str) -> None:
         """Remove an environment that is down and holds nothing any more."""
+        (self._environments / f"{environment_id}.json").unlink(missing_ok=True)
         self._db.execute("delete from environments where id=?", (environment_id,))
