@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hpcsh import __version__
@@ -47,13 +48,19 @@ def parse(argv: Sequence[str]) -> Options:
             if name in ("-P", "--profile"):
                 options.profile = value
             else:
-                (options.commands if name == "-c" else options.files).append(value)
+                options.scripts.append((name, value))
         elif word in ("-y", "--yes"):
             options.yes = True
         elif word == "--in-process":
             options.in_process = True
+        elif word in ("-h", "--help"):
+            words = ["help", *words]
         else:
             raise UsageError(f"There is no option {word}.", fix="see `hpcsh --help`")
+    if options.scripts and words:
+        raise UsageError(
+            f"What is {words[0]!r} beside -c or -f?", fix="say either a verb, or scripts with -c and -f"
+        )
     options.rest = words
     return options
 
@@ -67,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] in (["--help"], ["-h"]):
         print(HELP, end="")
         return 0
-    from hpcsh.errors import INTERRUPTED, HpcshError
+    from hpcsh.errors import FAILED, INTERRUPTED, HpcshError
 
     try:
         return _dispatch(parse(words))
@@ -81,6 +88,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
+    except Exception as e:
+        if os.environ.get("HPCSH_DEBUG"):
+            raise
+        print(f"hpcsh itself failed: {type(e).__name__}: {e}", file=sys.stderr)
+        print("  This is a fault of hpcsh. HPCSH_DEBUG=1 shows where.", file=sys.stderr)
+        return FAILED
 
 
 def _dispatch(options: Options) -> int:
@@ -95,12 +108,13 @@ def _dispatch(options: Options) -> int:
     if options.rest[:1] == ["help"]:
         from hpcsh.console import show_help
 
+        if options.rest[1:2] in (["lab"], ["host"]):
+            return _dispatch(replace(options, rest=[options.rest[1], "--help"]))
         if not options.rest[1:]:
             print(HELP)
         show_help(options.rest[1:])
         return 0
-    scripted = options.commands or options.files or options.rest
-    if not scripted and sys.stdin.isatty() and sys.stdout.isatty():
+    if not options.scripts and not options.rest and sys.stdin.isatty() and sys.stdout.isatty():
         from hpcsh.repl.app import main as repl
 
         return repl(options)
@@ -110,7 +124,7 @@ def _dispatch(options: Options) -> int:
 
 
 async def _run(options: Options) -> int:
-    from hpcsh.console import ConsoleFront, remembered, run_script, run_words
+    from hpcsh.console import ConsoleFront, remembered, run_script, run_words, script_text
 
     front = ConsoleFront(
         options.profile or remembered(), in_process=options.in_process, yes=options.yes
@@ -119,11 +133,8 @@ async def _run(options: Options) -> int:
         if options.rest:
             front.remember = True
             return await run_words(front, options.rest)
-        texts = options.commands + [front.read(name).data.decode() for name in options.files]
-        if not texts:
-            texts = [sys.stdin.read()]
-        for text in texts:
-            if code := await run_script(front, text):
+        for kind, value in options.scripts or [("-f", "-")]:
+            if code := await run_script(front, script_text(front, kind, value)):
                 return code
         return 0
     finally:

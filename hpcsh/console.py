@@ -6,6 +6,7 @@ import getpass
 import os
 import shlex
 import shutil
+import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import BinaryIO
 import msgspec
 
 from hpcsh.client import connect
-from hpcsh.errors import HpcshError, RefusedError, UsageError
+from hpcsh.errors import INTERRUPTED, HpcshError, RefusedError, UsageError
 from hpcsh.model import File, Progress
 from hpcsh.session import Session
 from hpcsh.verbs.context import Output
@@ -99,6 +100,19 @@ def ask_person(prompt: str, echo: bool) -> str:
     return input(prompt) if echo else getpass.getpass(prompt)
 
 
+def ask_yes(question: str) -> bool:
+    """A question on the terminal; Ctrl-D is no, Ctrl-C ends the command and not what asked it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+    except KeyboardInterrupt:
+        raise RefusedError("Interrupted; nothing was changed.", exit_code=INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 async def _ask(prompt: str, echo: bool) -> str:
     import asyncio
 
@@ -154,7 +168,7 @@ class ConsoleFront:
             self.out.note(f"  {item}")
         if not sys.stdin.isatty():
             raise RefusedError(question, why="Nobody is here to answer.", fix="say -y to mean it")
-        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        return ask_yes(f"{question} [y/N] ")
 
     async def close(self) -> None:
         """Leave the session; what runs goes on."""
@@ -168,8 +182,8 @@ class Options:
     """What stands before the verb."""
 
     profile: str = ""
-    commands: list[str] = field(default_factory=list)
-    files: list[str] = field(default_factory=list)
+    scripts: list[tuple[str, str]] = field(default_factory=list)
+    """("-c", text) or ("-f", name), in the order in which they were said."""
     in_process: bool = False
     yes: bool = False
     rest: list[str] = field(default_factory=list)
@@ -178,6 +192,11 @@ class Options:
 async def run_words(front: ConsoleFront, words: list[str]) -> int:
     """Run one command already split into words; errors are told, and their exit code returned."""
     try:
+        if words[0] == "help":
+            show_help(words[1:])
+            return 0
+        if words[0] in ("lab", "host"):
+            raise UsageError(f"`{words[0]}` is for the command line.", fix=f"hpcsh {' '.join(words[:2])}")
         return await execute(find(words[0]), words[1:], front)
     except HpcshError as e:
         front.out.note(tell(e))
@@ -223,6 +242,17 @@ def show_help(words: list[str]) -> None:
     for verb in verbs().values():
         also = f" (also: {', '.join(verb.aliases)})" if verb.aliases else ""
         print(f"  {verb.name:9} {verb.summary}{also}")
+
+
+def script_text(front: ConsoleFront, kind: str, value: str) -> str:
+    """The text of a script: said (`-c`), or in a file or on standard input (`-f`). Raises `UsageError`."""
+    if kind == "-c":
+        return value
+    data = front.read(value).data
+    try:
+        return data.decode()
+    except UnicodeDecodeError as e:
+        raise UsageError(f"{value} is not UTF-8, at byte {e.start}.") from None
 
 
 def remembered() -> str:

@@ -10,13 +10,15 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 HPCSH = [sys.executable, "-m", "hpcsh"]
 COMPILE = "cat > init_finalize.c && mpicc -O2 -o init_finalize init_finalize.c"
-LEFT = "pgrep -u alice -a 'prte|prted|prun|apptainer|srun|slurm' || true"
+PROCESSES = "pgrep -u alice -a 'prte|prted|prun|apptainer|srun|slurm'; [ $? -le 1 ]"
+NODES = ("login", "n1", "n2", "n3")
 
 _started = time.monotonic()
 
@@ -76,45 +78,35 @@ def pmix() -> None:
     run("clean", "-y")
 
 
-def left_behind() -> None:
-    """Ask the nodes themselves, not hpcsh."""
-    found = []
-    for node in ("login", "n1", "n2", "n3"):
-        found += run("lab", "exec", node, "--", "sh", "-c", LEFT, capture=True).split("\n")
-    found += run(
-        "lab",
-        "exec",
-        "--user",
-        "alice",
-        "login",
-        "--",
-        "squeue",
-        "-h",
-        "-u",
-        "alice",
-        "-t",
-        "PD,R,CG",
-        capture=True,
-    ).split("\n")
-    found += run(
-        "lab", "exec", "--user", "alice", "login", "--", "sh", "-c", "ls ~/.hpcsh/jobs 2>/dev/null || true",
-        capture=True,
-    ).split("\n")  # fmt: skip
-    rest = [line for line in found if line.strip()]
-    print("Left behind: " + ("\n".join(rest) if rest else "nothing."))
-    if rest:
-        raise SystemExit(1)
+def look_around(*, shown: bool) -> set[str]:
+    """What alice has on the nodes: processes, jobs, directories. The nodes are asked, not hpcsh."""
+    commands = [(node, ["sh", "-c", PROCESSES]) for node in NODES]
+    commands.append(("login", ["squeue", "-h", "-u", "alice", "-t", "PD,R,CG", "-o", "job %i %j"]))
+    commands.append(("login", ["sh", "-c", "ls -d /home/alice/.hpcsh/jobs/* 2>/dev/null || true"]))
+    found: set[str] = set()
+    for node, argv in commands:
+        words = ["lab", "exec", "--user", "alice", node, "--", *argv]
+        if shown:
+            output = run(*words, capture=True)
+        else:
+            output = subprocess.run([*HPCSH, *words], capture_output=True, text=True, check=True).stdout
+        found |= {f"{node}: {line}" for line in output.splitlines() if line.strip()}
+    return found
 
 
 def main() -> None:
     title("A real cluster: Slurm, PRRTE and a registry on this machine")
     run("lab", "up")
+    before = look_around(shown=False)
     title("Profile lab-virtual-node: a pod becomes a Slurm job")
     virtual_node()
     title("Profile lab-pmix: a virtual cluster for MPI")
     pmix()
     title("What was left behind? The nodes say:")
-    left_behind()
+    left = look_around(shown=True) - before
+    print("Left behind: " + ("\n".join(sorted(left)) if left else "nothing."))
+    if left:
+        raise SystemExit(1)
     title(f"Done in {time.monotonic() - _started:.0f} s. How to go on:")
     print(
         "  .venv/bin/hpcsh                       the shell; try `profiles`, `use lab-virtual-node`, `help`\n"
@@ -123,5 +115,20 @@ def main() -> None:
     )
 
 
+def with_places_of_its_own() -> None:
+    """Run with a store and a session host that are not the user's, so that nothing of the user is cleaned."""
+    sys.path.insert(0, str(ROOT))
+    from hpcsh.lab.paths import state_root
+
+    os.environ["HPCSH_LAB_STATE"] = str(state_root())
+    with tempfile.TemporaryDirectory(prefix="hpcsh-demo-") as place:
+        os.environ["XDG_STATE_HOME"] = place
+        os.environ["HPCSH_RUNTIME_DIR"] = f"{place}/run"
+        try:
+            main()
+        finally:
+            subprocess.run([*HPCSH, "host", "stop"], stdout=subprocess.DEVNULL, check=False)
+
+
 if __name__ == "__main__":
-    main()
+    with_places_of_its_own()

@@ -11,7 +11,7 @@ from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.history import FileHistory
 from prompt_toolkit.patch_stdout import patch_stdout
 
-from hpcsh.console import ConsoleFront, Options, remembered, run_words, show_help, split_line, tell
+from hpcsh.console import ConsoleFront, Options, remembered, run_words, split_line, tell
 from hpcsh.errors import HpcshError
 from hpcsh.repl.completion import Known, VerbCompleter
 from hpcsh.session import Session
@@ -85,9 +85,7 @@ class Repl:
     async def _one(self, line: str) -> None:
         try:
             words = split_line(line)
-            if words[:1] == ["help"]:
-                show_help(words[1:])
-            elif words:
+            if words:
                 await self._interruptible(words)
         except HpcshError as e:
             self._front.out.note(tell(e))

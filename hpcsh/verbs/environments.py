@@ -15,7 +15,7 @@ from hpcsh.verbs.context import Front, VerbContext
 from hpcsh.verbs.flags import SbatchFlags
 from hpcsh.verbs.registry import Risk, verb
 from hpcsh.verbs.sessions import Json
-from hpcsh.verbs.work import DryRun, show_plan
+from hpcsh.verbs.work import DryRun, tell_plan
 
 Words = Annotated[str, Parameter(allow_leading_hyphen=True)]
 ImageOption = Annotated[str | None, Parameter(name=["--image"], help="Run every rank in this image.")]
@@ -27,7 +27,15 @@ Timeout = Annotated[
 
 
 @verb(risk=Risk.COST, needs="up", aliases=("salloc",))
-async def up(name: str = "default", /, *, flags: SbatchFlags | None = None, context: VerbContext) -> int:
+async def up(
+    name: str = "default",
+    /,
+    *,
+    flags: SbatchFlags | None = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+    context: VerbContext,
+) -> int:
     """Start an environment: an allocation with a DVM on it, ready for `prun`.
 
     Parameters
@@ -37,6 +45,9 @@ async def up(name: str = "default", /, *, flags: SbatchFlags | None = None, cont
     """
     session = await context.session()
     spec = UpSpec(name=name, resources=flags.resources() if flags else Resources())
+    if dry_run:
+        tell_plan(context, await session.plan_up(spec), json=json)
+        return OK
     async with aclosing(session.up(spec)) as stream:
         async for progress in stream:
             context.out.progress(progress)
@@ -132,17 +143,13 @@ def _allocation(text: str) -> Resources:
 async def _launch(context: Front, spec: LaunchSpec, *, dry_run: bool, json: bool) -> int:
     session = await context.session()
     if dry_run:
-        plan = await session.plan_launch(spec)
-        if json:
-            context.out.data(plan)
-        else:
-            show_plan(context, plan)
+        tell_plan(context, await session.plan_launch(spec), json=json)
         return OK
     code = FAILED
     async with aclosing(session.launch(spec)) as stream:
         async for frame in stream:
             if frame.stream in (1, 2):
-                context.out.raw(frame.data, frame.stream)
+                context.out.raw(frame.data, 2 if json else frame.stream)
             elif frame.data:
                 context.out.note(frame.data.decode("utf-8", "replace"))
             if frame.exit_code is not None:

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from hpcsh.errors import UsageError
 from hpcsh.model import Resources
+from hpcsh.slurm.sbatch_table import SBATCH, SHORT, SYNONYMS, VALUE
 
 _MEMORY = re.compile(r"(\d+)([KMGT]?)(?:i?B)?\Z", re.IGNORECASE)
 _UNITS = {"K": 1 << 10, "": 1 << 20, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -107,14 +108,29 @@ def _own_words(known: dict[str, bool], tokens: Sequence[str]) -> tuple[list[str]
     i = 0
     while i < len(tokens) and tokens[i].startswith("-") and tokens[i] not in ("-", "--"):
         token = tokens[i]
-        name = token.partition("=")[0]
-        foreign = token.startswith("--") and name not in known and name != "--help"
-        out.append(f"--sbatch={token}" if foreign else token)
-        if known.get(token, False) and i + 1 < len(tokens):
-            i += 1
-            out.append(tokens[i])
-        i += 1
+        foreign = _foreign(token, known)
+        takes = known.get(token, False) if foreign is None else foreign[1]
+        value = tokens[i + 1] if takes and i + 1 < len(tokens) else None
+        if foreign is None:
+            out += [token] if value is None else [token, value]
+        else:
+            out.append(f"--sbatch={foreign[0]}" + ("" if value is None else f"={value}"))
+        i += 1 if value is None else 2
     return out, i
+
+
+def _foreign(token: str, known: dict[str, bool]) -> tuple[str, bool] | None:
+    """An option that is sbatch's and not ours in its long form, and whether its value is the next word."""
+    if token.startswith("--"):
+        name, equals, _ = token[2:].partition("=")
+        if f"--{name}" in known or name == "help":
+            return None
+        return token, not equals and SBATCH.get(SYNONYMS.get(name, name)) == VALUE
+    long, rest = SHORT.get(token[:2], ""), token[2:]
+    if token[:2] in known or not long or token == "-h":
+        return None
+    takes = SBATCH[long] == VALUE
+    return (f"--{long}={rest}", False) if rest and takes else (f"--{long}", takes)
 
 
 def script_and_args(function: Callable[..., object], tokens: Sequence[str]) -> list[str]:

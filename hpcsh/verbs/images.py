@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import aclosing
 
-from hpcsh.errors import OK
+from hpcsh.errors import OK, UsageError
 from hpcsh.verbs.context import VerbContext
 from hpcsh.verbs.output import moment, size
 from hpcsh.verbs.registry import Risk, verb
@@ -20,6 +20,8 @@ async def pull(*references: str, context: VerbContext) -> int:
     references
         `docker://registry/name:tag`, a bare name, or a file on the cluster (.sif, OCI or Docker archive).
     """
+    if not references:
+        raise UsageError("pull: what?", fix="name at least one image or file")
     session = await context.session()
     async with aclosing(session.pull(references)) as stream:
         async for progress in stream:

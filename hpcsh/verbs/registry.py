@@ -113,6 +113,10 @@ async def execute(verb: Verb, tokens: Sequence[str], context: VerbContext) -> in
     from cyclopts import CycloptsError
 
     app = parser(verb)
+    if bad := next((t for t in tokens if any("\ud800" <= c <= "\udfff" for c in t)), None):
+        raise UsageError(
+            f"{verb.name}: a word is not UTF-8.", why=ascii(bad), fix="give such bytes in a file"
+        )
     words = verb.split(verb.function, tokens)
     own = words[: words.index("--")] if "--" in words else words
     if "--help" in own or "-h" in own:

@@ -47,9 +47,11 @@ async def use(profile: str, /, *, context: VerbContext) -> int:
     On a command line the choice is remembered for the next one; -P and HPCSH_PROFILE come before it.
     """
     session = await context.use(profile)
-    await session.workloads(mine_only=True)  # logs in, and asks the controller
+    snapshot = await session.workloads(mine_only=True)  # logs in, and asks the controller
     info = await session.info()
     context.out.line(f"{info.profile}: {info.engine} on {info.target} as {info.user}")
+    if snapshot.stale:
+        context.out.note(snapshot.stale)
     return OK
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shlex
 import time
@@ -10,7 +11,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from hpcsh.errors import FAILED, OK, PARTIAL, UsageError
+from hpcsh.errors import FAILED, OK, PARTIAL, TargetError, UsageError
 from hpcsh.model import LogOptions, Plan, Resources, Snapshot, State, SubmitSpec, Workload
 from hpcsh.session import Session
 from hpcsh.verbs.context import Front, VerbContext
@@ -104,17 +105,36 @@ async def run(
     session = await context.session()
     workload = await session.submit(spec)
     context.out.note(f"{workload.id} is job {workload.native_id}")
-    ended = False
     try:
-        async with aclosing(session.logs(workload.id, LogOptions(follow=True))) as stream:
-            async for chunk in stream:
-                context.out.raw(chunk.data, chunk.stream)
+        await _follow(context, session, workload.id, 2 if json else 1)
         (workload,) = await session.wait([workload.id])
-        ended = True
-    finally:
-        if not ended:
-            await session.cancel([workload.id])
+    except (asyncio.CancelledError, BrokenPipeError):
+        await session.cancel([workload.id])
+        raise
+    if json:
+        context.out.data(workload)
+        return exit_status(workload)
     return _tell_end(context, workload)
+
+
+async def _follow(context: Front, session: Session, ref: str, stream: int) -> None:
+    """Print a log to its end; where the session host is lost, go on with the next at the same byte."""
+    seen = 0
+    for patience in (2, 1, 0):
+        skip = seen
+        try:
+            async with aclosing(session.logs(ref, LogOptions(follow=True))) as chunks:
+                async for chunk in chunks:
+                    fresh = chunk.data[skip:]
+                    skip -= len(chunk.data) - len(fresh)
+                    seen += len(fresh)
+                    if fresh:
+                        context.out.raw(fresh, stream)
+            return
+        except TargetError:
+            if not patience:
+                context.out.note(f"{ref} goes on: `hpcsh logs -f {ref}`")
+                raise
 
 
 def _pairs(words: list[str]) -> dict[str, str]:
@@ -127,11 +147,7 @@ def _pairs(words: list[str]) -> dict[str, str]:
 async def _submit(context: Front, spec: SubmitSpec, *, dry_run: bool, json: bool) -> int:
     session = await context.session()
     if dry_run:
-        plan = await session.plan(spec)
-        if json:
-            context.out.data(plan)
-        else:
-            show_plan(context, plan)
+        tell_plan(context, await session.plan(spec), json=json)
         return OK
     workload = await session.submit(spec)
     if json:
@@ -142,9 +158,12 @@ async def _submit(context: Front, spec: SubmitSpec, *, dry_run: bool, json: bool
     return OK
 
 
-def show_plan(context: Front, plan: Plan) -> None:
+def tell_plan(context: Front, plan: Plan, *, json: bool) -> None:
     """Print what would happen; secrets are named, not shown."""
     out = context.out
+    if json:
+        out.data(plan)
+        return
     out.line(f"# {plan.title}")
     for warning in plan.warnings:
         out.line(f"# warning: {warning}")
@@ -176,7 +195,7 @@ async def ps(
         Only what has not ended.
     """
     session = await context.session()
-    snapshot = await session.workloads(mine_only=mine)
+    snapshot = await session.workloads(mine_only=mine, fresh=True)
     shown = tuple(w for w in snapshot.workloads if not (active and w.state.terminal))
     if json:
         context.out.data(Snapshot(workloads=shown, as_of=snapshot.as_of, stale=snapshot.stale))
@@ -187,9 +206,16 @@ async def ps(
         rows,
         empty="No workloads.",
     )
-    if snapshot.stale:
-        context.out.note(f"as of {moment(snapshot.as_of)}: {snapshot.stale}")
+    tell_age(context, snapshot)
     return OK
+
+
+def tell_age(context: Front, snapshot: Snapshot) -> None:
+    """Say how old an answer is that is not from just now, and why nothing newer could be had."""
+    age = time.time() - snapshot.as_of
+    if snapshot.stale or age > 5:
+        why = f": {snapshot.stale}" if snapshot.stale else ""
+        context.out.note(f"as of {moment(snapshot.as_of)}, {duration(age)} ago{why}")
 
 
 def _rows(w: Workload, now: float, depth: int = 0) -> list[list[Cell]]:
@@ -312,6 +338,8 @@ async def wait(
     timeout
         Seconds to wait at most; then the exit code is 124.
     """
+    if not refs:
+        raise UsageError("wait: for which?", fix="name at least one id, name or job id")
     ended = await (await context.session()).wait(list(refs), timeout=timeout)
     if json:
         context.out.data(ended)

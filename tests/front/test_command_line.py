@@ -95,6 +95,35 @@ def test_run_gives_back_output_and_exit_code(hpcsh: Hpcsh) -> None:
     assert b"err\n" in done.stdout + done.stderr
 
 
+def test_run_starts_every_task(hpcsh: Hpcsh) -> None:
+    done = hpcsh("run", "-N", "3", "-e", "A=x y", "--", "sh", "-c", 'echo "$A on $(hostname)"')
+    assert sorted(done.stdout.decode().splitlines()) == ["x y on n1", "x y on n2", "x y on n3"]
+
+
+def test_run_goes_on_when_the_session_host_is_killed(
+    hpcsh: Hpcsh, places: dict[str, str], tmp_path: Path
+) -> None:
+    script = "echo begun; while ! [ -e ~/go-on ]; do sleep 0.1; done; echo ended; exit 5"
+    on_lab(places, "rm", "-f", "/home/alice/go-on")
+    child = subprocess.Popen(
+        [sys.executable, "-m", "hpcsh", "run", "--", "sh", "-c", script],
+        env=places, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert child.stdout
+    assert child.stdout.readline() == b"begun\n"
+    os.kill(as_json(hpcsh("host", "status", "--json"))["pid"], signal.SIGKILL)
+    on_lab(places, "touch", "/home/alice/go-on")
+    out, err = child.communicate(timeout=60)
+    assert (out, child.returncode) == (b"ended\n", 5), err
+    on_lab(places, "rm", "-f", "/home/alice/go-on")
+
+
+def test_run_as_json_keeps_the_programs_output_apart(hpcsh: Hpcsh) -> None:
+    done = hpcsh("run", "--json", "--", "sh", "-c", "echo words; exit 3", code=3)
+    assert as_json(done)["exit_code"] == 3
+    assert b"words\n" in done.stderr
+
+
 def test_run_in_an_image(hpcsh: Hpcsh) -> None:
     done = hpcsh(
         "run", "-e", "A=b c", "docker://login:5000/busybox:latest", "--", "sh", "-c", "echo $A", timeout=300
@@ -160,6 +189,12 @@ def test_jobs_do_not_inherit_the_login_environment(hpcsh: Hpcsh) -> None:
         (("up", "-N", "3"), b"", 3, b"pmix"),
         (("ps", "--nope"), b"", 2, b"--nope"),
         (("logs",), b"", 2, b"REF"),
+        (("pull",), b"", 2, b"pull"),
+        (("wait",), b"", 2, b"wait"),
+        (("show", b"\xff".decode("utf-8", "surrogateescape")), b"", 2, b"utf-8"),
+        (("-c", "nodes", "ps"), b"", 2, b"beside"),
+        (("-f", "-"), b"\xff", 2, b"utf-8"),
+        (("up", "--dry-run"), b"", 3, b"pmix"),
     ],
 )  # fmt: skip
 def test_bad_input_is_told_before_anything_changes(

@@ -27,9 +27,9 @@ class Terminal:
     def text(self) -> str:
         return "\n".join(line.rstrip() for line in self._screen.display)
 
-    def until(self, wanted: str) -> str:
-        """Feed the screen until it shows a text."""
-        while wanted not in self.text():
+    def until(self, wanted: str, times: int = 1) -> str:
+        """Feed the screen until it shows a text so many times."""
+        while self.text().count(wanted) < times:
             data = self._child.read_nonblocking(65536, timeout=60)
             if "\x1b[6n" in data:  # prompt_toolkit asks where the cursor is
                 cursor = self._screen.cursor
@@ -67,6 +67,16 @@ def test_a_session_by_hand(terminal: Terminal, places: dict[str, str]) -> None:
     terminal.until("is job")
     terminal.type("\x03")
     terminal.until("interrupted")
+    terminal.type("run --detach -- true\r")
+    terminal.until("is job", times=2)
+    terminal.type("clean --all\r")
+    terminal.until("[y/N]")
+    terminal.type("\x04")
+    terminal.until("Nothing was removed")
+    terminal.type("clean --all\r")
+    terminal.until("[y/N]", times=2)
+    terminal.type("\x03")
+    terminal.until("Interrupted")
     terminal.type("help wait\r")
     terminal.until("--timeout")
     assert terminal.end() == 0

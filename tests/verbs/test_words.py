@@ -40,6 +40,23 @@ def test_other_options_go_to_sbatch() -> None:
     assert kwargs["dry_run"] is True
 
 
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        (["--gres", "gpu:1"], ("--gres=gpu:1",)),
+        (["--nice", "job.sh"], ("--nice",)),
+        (["-o", "out.txt"], ("--output=out.txt",)),
+        (["-oout.txt", "-H"], ("--output=out.txt", "--hold")),
+        (["--tasks-per-node", "2"], ("--tasks-per-node=2",)),
+        (["--typo=1"], ("--typo=1",)),
+    ],
+)
+def test_sbatchs_own_spellings(words: list[str], flags: tuple[str, ...]) -> None:
+    args, kwargs = parsed("submit", [*words, "job.sh"] if words[-1] != "job.sh" else words)
+    assert args == ("job.sh",)
+    assert kwargs["flags"].resources().flags == flags  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("short", list("pAqtNncGJwCd"))
 def test_habits_of_sbatch_count(short: str) -> None:
     assert options(SUBMIT)[f"-{short}"] is True

@@ -129,6 +129,9 @@ class Submissions:
         warnings = [*plan.warnings, *(w for launch in started.values() for w in launch.warnings)]
         if spec.file is not None and spec.cwd is not None:
             warnings.append("the working directory has no effect on a pod: set workingDir in its containers")
+        asked = merge(spec.resources, self._c.profile.resources)
+        if {asked.get("ntasks", "1"), asked.get("nodes", "1")} != {"1"}:
+            warnings.append("containers run once, on the job's first node: the pmix engine launches ranks")
         job = JobSpec(
             id=workload_id,
             name=spec.name or plan.name,

@@ -12,6 +12,11 @@ hpcsh_forward() {
 for hpcsh_name in HUP INT QUIT USR1 USR2 TERM ALRM XCPU; do
     trap "hpcsh_forward $hpcsh_name" "$hpcsh_name"
 done
+# Several tasks: one process for each, as srun does. The words stay in their file: Slurm keeps a step's argv.
+if ((${SLURM_NTASKS:-1} > 1 || ${SLURM_JOB_NUM_NODES:-1} > 1)); then
+    hpcsh_task='mapfile -d "" -t words < "$1" || exit 126; exec "${words[@]}"'
+    hpcsh_command=(srun --quiet bash -c "$hpcsh_task" task "$hpcsh_dir/command.argv")
+fi
 hpcsh_run() {
     ((${#hpcsh_names[@]} == 0)) || export "${hpcsh_names[@]}"
     exec "${hpcsh_command[@]}" < /dev/null
