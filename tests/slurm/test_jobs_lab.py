@@ -164,7 +164,8 @@ async def test_a_running_job_is_cancelled(site: Any) -> None:
     assert done.state is State.CANCELLED
     assert done.exit_code not in (None, 0)
     again = await site.jobs.cancel([workload.id])
-    assert again.done == (workload.id,)
+    assert (again.done, again.failed) == ((), ())
+    assert again.message == f"ended already: {workload.id}"
     assert site.cluster.calls["scancel"] == 1
 
 
@@ -362,6 +363,8 @@ async def test_cleaning_takes_what_is_ours_and_over_and_nothing_else(site: Any) 
     await site.shell(f"rm {over.directory} && mv {site.workdir}/aside {over.directory}")
     assert (await site.jobs.clean(items)).done == (over.id,)
     assert (await site.jobs.clean(items)).done == (over.id,)
+    seen = {w.native_id for w in (await site.jobs.snapshot(fresh=True)).workloads}
+    assert seen & {over.native_id, runs.native_id} == {runs.native_id}  # it does not come back as foreign
     forged = msgspec.structs.replace(items[0], target=runs.id)
     assert (await site.jobs.clean([forged])).done == ()
     assert (await site.jobs.resolve(runs.id)).id == runs.id

@@ -35,6 +35,7 @@ class Slurm:
         self.files: dict[str, bytes] = {}
         self.asked: list[list[str]] = []
         self.hastened = 0
+        self.cancelled: list[str] = []
         self.error: HpcshError | None = None
 
     def now(self) -> float:
@@ -56,6 +57,9 @@ class Slurm:
     async def accounting(self, ids: list[str]) -> dict[str, Job]:
         self.asked.append(sorted(ids))
         return self.kept
+
+    async def cancel(self, ids: list[str]) -> None:
+        self.cancelled += ids
 
     async def by_comment(self, prefix: str, since: float) -> list[Job]:
         return [j for j in (await self.queue()).jobs.values() if j.comment.startswith(prefix)]
@@ -122,6 +126,37 @@ async def test_a_controller_that_has_never_answered(world: World) -> None:
     known = world.store.get("abc")
     assert known is not None
     assert (known.phase, known.native_id) == ("submitted", "5")
+
+
+async def test_what_was_cleaned_does_not_come_back_as_a_foreign_job(world: World) -> None:
+    async def seen(state: State, comment: str) -> list[tuple[str, bool]]:
+        world.slurm.rows = {"5": job("5", state, comment=comment)}
+        world.slurm.now_ += 10
+        return [(w.id, w.ours) for w in (await world.jobs.snapshot()).workloads]
+
+    mine, other = world.store.mark("abc"), "hpcsh:00000000:abc"
+    assert await seen(State.RUNNING, mine) == [("abc", True)]
+    elsewhere = msgspec.structs.replace(world.record, id="far", target="ssh:x", native_id="")
+    world.store.commit_intent(elsewhere)
+    world.store.forget("abc")
+    assert await seen(State.RUNNING, mine) == [("5", False)]  # what still runs is never hidden
+    for state in (State.SUCCEEDED, State.FAILED, State.CANCELLED):
+        assert await seen(state, mine) == []
+        assert await seen(state, other) == [("5", False)]
+        assert await seen(state, world.store.mark("far")) == [("5", False)]
+
+
+async def test_what_has_ended_is_not_cancelled(world: World) -> None:
+    world.row(State.SUCCEEDED, "COMPLETED", exit_code=0)
+    report = await world.jobs.cancel(["abc", "nope"])
+    assert report.done == ()
+    assert [ref for ref, _ in report.failed] == ["nope"]
+    assert report.message == "ended already: abc"
+    assert world.slurm.cancelled == []
+    world.row(State.RUNNING, restarts=1)
+    world.slurm.now_ += 10
+    report = await world.jobs.cancel(["abc"])
+    assert (report.done, report.message, world.slurm.cancelled) == (("abc",), "", ["5"])
 
 
 async def test_accounting_completes_what_vanished(world: World) -> None:

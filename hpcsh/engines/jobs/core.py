@@ -17,7 +17,7 @@ from hpcsh.engines.jobs.snapshots import Snapshots
 from hpcsh.engines.jobs.submission import Submission
 from hpcsh.engines.jobs.types import JobSpec, Refine
 from hpcsh.engines.jobs.watching import Watch
-from hpcsh.errors import HpcshError, NotFoundError, TimedOutError
+from hpcsh.errors import CommandError, HpcshError, NotFoundError, TimedOutError
 from hpcsh.events import WorkloadChanged
 from hpcsh.model import (
     CleanItem,
@@ -217,7 +217,7 @@ class Jobs:
         """scancel in one call.
 
         Only jobs that Slurm now lists as this user's, and for ours only those that carry our mark: a job id
-        may be another job's by now.
+        may be another job's by now. What has ended before is in `message`, and not in `done`.
         """
         failed: list[tuple[str, str]] = []
         wanted: dict[str, Workload] = {}
@@ -227,42 +227,49 @@ class Jobs:
             except HpcshError as error:
                 failed.append((ref, str(error)))
         ids: list[str] = []
+        over: list[str] = []
         for ref, workload in list(wanted.items()):
-            why = await self._cancellable(workload, ids)
-            if why:
-                failed.append((ref, why))
+            try:
+                native = await self._to_cancel(workload)
+            except HpcshError as error:
+                failed.append((ref, str(error)))
                 del wanted[ref]
+                continue
+            if native is None:
+                over.append(ref)
+                del wanted[ref]
+            else:
+                ids.append(native)
         try:
             await self._c.cluster.cancel(list(dict.fromkeys(ids)))
         except HpcshError as error:
             failed += [(ref, str(error)) for ref in wanted]
             wanted = {}
         self._snapshots.dirty()
-        return Report(done=tuple(wanted), failed=tuple(failed))
+        message = f"ended already: {', '.join(over)}" if over else ""
+        return Report(done=tuple(wanted), failed=tuple(failed), message=message)
 
-    async def _cancellable(self, workload: Workload, ids: list[str]) -> str:
-        """Add the job ids to cancel to `ids`; the reason why it cannot be cancelled, or ""."""
+    async def _to_cancel(self, workload: Workload) -> str | None:
+        """The job id to cancel, None when it has ended; raises where it cannot be cancelled."""
         if workload.state.terminal:
-            return ""
+            return None
         if not workload.ours:
-            ids.append(workload.native_id)
-            return ""
+            return workload.native_id
         record = self._c.store.get(workload.id)
         if record is not None and record.phase == "intent":
             record = await self._submission.settle(record)
             if record.phase == "intent":
-                return "it is not known yet whether it has a job; try again in a minute"
+                raise CommandError("it is not known yet whether it has a job; try again in a minute")
         if record is None or record.phase in ("ended", "refused"):
-            return ""
+            return None
         queue = await self._c.cluster.queue()
         rows = [j for j in queue.jobs.values() if view.belongs(self._c.store, record, j)]
         young = queue.as_of <= float(facts(record).get("submitted_at", record.created))
         if rows or young:
-            ids.append(record.native_id)
-            return ""
+            return record.native_id
         if queue.stale:
-            return f"Slurm does not answer: {queue.stale}"
-        return ""
+            raise CommandError(f"Slurm does not answer: {queue.stale}")
+        return None
 
     async def clean_plan(self, *, everything: bool = False) -> list[CleanItem]:
         """Finished work of ours (with `everything` also running jobs): directories and records."""
@@ -277,6 +284,7 @@ class Jobs:
 
     async def _stop(self, ids: list[str]) -> None:
         report = await self.cancel(ids)
-        stopped = [i for i in ids if i in report.done]
+        failed = {ref for ref, _ in report.failed}
+        stopped = [i for i in ids if i not in failed]
         if stopped:
             await self.wait(stopped, timeout=STOP_TIMEOUT)

@@ -72,7 +72,10 @@ def belongs(store: Store, record: Record, job: Job) -> bool:
 def index(
     store: Store, records: Iterable[Record], jobs: Iterable[Job]
 ) -> tuple[dict[str, list[Job]], list[Job]]:
-    """The rows of each record of ours, and the rows that are nobody's here."""
+    """The rows of each record of ours, and the rows that are nobody's here.
+
+    What was cleaned does not come back as somebody's: Slurm lists an ended job until its MinJobAge is over.
+    """
     by_id = {r.id: r for r in records}
     by_native = {r.native_id: r for r in by_id.values() if r.native_id}
     ours: dict[str, list[Job]] = {}
@@ -85,7 +88,7 @@ def index(
         same = record is not None and belongs(store, record, job)
         if record is not None and same and record.native_id in ("", base_id(job.id)):
             ours.setdefault(record.id, []).append(job)
-        else:
+        elif not (owner and job.state.terminal and store.get(owner) is None):
             others.append(job)
     return ours, others
 
