@@ -319,7 +319,7 @@ async def test_cancel_stops_the_containers_and_nothing_is_left_on_the_node(node:
     done = await node.ended(workload)
     assert (done.state, done.reason) == (State.CANCELLED, "Cancelled")
     assert done.exit_code
-    assert (await node.engine.cancel([workload.id])).done == (workload.id,)
+    assert (await node.engine.cancel([workload.id])).message == f"ended already: {workload.id}"
     look = f"ssh -o StrictHostKeyChecking=no {done.nodes} 'ls -d /tmp/hpcsh-pod.* /dev/shm/hpcsh-pod.*; true'"
     for _ in range(100):  # Slurm says CANCELLED while the containers still have their grace period
         left = (await node.shell(look)).strip()
