@@ -14,6 +14,7 @@ from hpcsh.model import EnvironmentState, File, LaunchSpec, LogOptions, Resource
 pytestmark = [pytest.mark.lab, pytest.mark.mpi]
 
 THREE = Resources(nodes="3")
+HELD = Resources(nodes="3", flags=("--hold",))
 EACH = ("--map-by", "ppr:1:node")
 SLEEPER = "hpcsh-sleeper-4712"
 
@@ -76,7 +77,7 @@ async def test_an_up_that_cannot_be_is_refused_by_slurm(session: Session) -> Non
 
 async def test_an_up_that_was_killed_is_taken_up_again(opened: Open) -> None:
     async with opened() as session:
-        steps = session.engine.up(UpSpec(resources=THREE))
+        steps = session.engine.up(UpSpec(resources=HELD))
         await anext(steps)
         task = asyncio.ensure_future(anext(steps))
         await asyncio.sleep(0)
@@ -85,7 +86,9 @@ async def test_an_up_that_was_killed_is_taken_up_again(opened: Open) -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     async with opened() as session:
-        await session.up(nodes="3")
+        coming = session.engine.up(UpSpec(resources=HELD))
+        on(session.lab, "login", f"scontrol release {(await anext(coming)).message.split()[1]}", "alice")
+        assert [p async for p in coming][-1].step == "ready"
         (environment,) = await session.engine.environments()
         assert environment.state is EnvironmentState.READY
         jobs = on(session.lab, "login", "squeue -h -u alice -n dvm -o %i", "alice").split()
@@ -262,7 +265,7 @@ async def test_one_environment_that_cannot_be_cleaned_does_not_keep_the_others(s
     held = lifecycle._starting.pop("a")  # as while another `down` of it runs
     report = await session.engine.clean(items)
     a, b = (next(i.target for i in items if f"{n}: " in i.detail) for n in ("a", "b"))
-    assert report.done == (b,)
+    assert report.done == (b,), report
     ((failed, why),) = report.failed
     assert failed == a
     assert "just being ended" in why
