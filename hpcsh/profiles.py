@@ -19,6 +19,8 @@ from hpcsh.model import Resources
 from hpcsh.resources import shipped
 
 ENGINES = ("virtual_node", "pmix")
+_MEMORY = re.compile(r"(\d+)([KMGT]?)(?:i?B)?\Z", re.IGNORECASE)
+_UNITS = {"K": 1 << 10, "": 1 << 20, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 
@@ -117,7 +119,8 @@ def available() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for directory in directories():
         for path in sorted(directory.glob("*.yaml")) if directory.is_dir() else []:
-            found.setdefault(path.stem, path)
+            if path.is_file():
+                found.setdefault(path.stem, path)
     return dict(sorted(found.items()))
 
 
@@ -133,7 +136,11 @@ def load(name: str) -> Profile:
             why=f"Known: {', '.join(known) or 'none'}",
             fix="choose one of these, or write ~/.config/hpcsh/profiles/NAME.yaml",
         )
-    return parse(known[name].read_bytes(), name, str(known[name]))
+    try:
+        data = known[name].read_bytes()
+    except OSError as e:
+        raise UsageError(f"{known[name]} cannot be read: {e.strerror}.") from None
+    return parse(data, name, str(known[name]))
 
 
 def parse(data: bytes, name: str, origin: str) -> Profile:
@@ -147,7 +154,8 @@ def parse(data: bytes, name: str, origin: str) -> Profile:
         at = f":{mark.line + 1}" if mark else ""
         raise UsageError(f"{origin}{at} is not YAML.", why=str(getattr(e, "problem", e))) from None
     if isinstance(raw, dict) and isinstance(raw.get("resources"), dict):
-        raw["resources"] = {k: _plain(v) for k, v in raw["resources"].items()}
+        written = yaml.load(data, Loader=yaml.BaseLoader)["resources"]  # makes only strings
+        raw["resources"] = {k: _as_written(k, v, written[str(k)]) for k, v in raw["resources"].items()}
     try:
         profile = msgspec.convert(raw, Profile)
     except msgspec.ValidationError as e:
@@ -157,9 +165,19 @@ def parse(data: bytes, name: str, origin: str) -> Profile:
     return profile
 
 
-def _plain(value: Any) -> Any:
-    """YAML reads `time: 0:30:00` as a base-60 number; tell it rather than submit nonsense."""
-    return str(value) if isinstance(value, float) else value
+def _as_written(name: str, value: Any, written: Any) -> Any:
+    """A resource as the user wrote it: YAML makes numbers of `time: 1:30:00` (base 60) and `nodes: 2`."""
+    if value is None or name in ("ntasks", "cpus_per_task", "flags"):
+        return value
+    return memory(written) if name == "memory" else written
+
+
+def memory(text: Any) -> int:
+    """Bytes of an amount of memory as sbatch's `--mem` reads it: MiB, or with K, M, G, T. `UsageError`."""
+    found = _MEMORY.match(str(text).strip())
+    if not found:
+        raise UsageError(f"{text!r} is no amount of memory (--mem).", fix="write for example 500M or 4G")
+    return int(found[1]) * _UNITS[found[2].upper()]
 
 
 def _check(profile: Profile) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, get_args
@@ -12,10 +11,8 @@ from cyclopts import Parameter
 
 from hpcsh.errors import UsageError
 from hpcsh.model import Resources
+from hpcsh.profiles import memory
 from hpcsh.slurm.sbatch_table import SBATCH, SHORT, SYNONYMS, VALUE
-
-_MEMORY = re.compile(r"(\d+)([KMGT]?)(?:i?B)?\Z", re.IGNORECASE)
-_UNITS = {"K": 1 << 10, "": 1 << 20, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 @Parameter(name="*")
@@ -67,17 +64,9 @@ class SbatchFlags:
     def resources(self) -> Resources:
         """The same as the model has it."""
         same = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("mem", "sbatch")}
-        return Resources(**same, memory=memory(self.mem), flags=tuple(self.sbatch or ()))
-
-
-def memory(text: str | None) -> int | None:
-    """Bytes of sbatch's `--mem`. Raises `UsageError`."""
-    if text is None:
-        return None
-    found = _MEMORY.match(text.strip())
-    if not found:
-        raise UsageError(f"--mem={text!r} is no amount of memory.", fix="write for example 500M or 4G")
-    return int(found[1]) * _UNITS[found[2].upper()]
+        return Resources(
+            **same, memory=None if self.mem is None else memory(self.mem), flags=tuple(self.sbatch or ())
+        )
 
 
 def _parameters(function: Callable[..., object]) -> Iterator[tuple[str, object]]:

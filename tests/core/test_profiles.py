@@ -53,6 +53,23 @@ def test_a_wrong_profile_says_what_and_where(text: str, words: str) -> None:
     assert caught.value.exit_code == 2
 
 
+def test_resources_are_taken_as_they_are_written() -> None:
+    text = (
+        "engine: pmix\ntarget: {local: true}\n"
+        "resources: {time: 1:30:00, nodes: 2, qos: 1.10, memory: 4G, ntasks: 6, partition: null}\n"
+    )
+    assert profiles.parse(text.encode(), "p", "p.yaml").resources == Resources(
+        time="1:30:00", nodes="2", qos="1.10", memory=4 << 30, ntasks=6
+    )
+
+
+def test_one_broken_file_does_not_hide_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "hpcsh" / "profiles" / "dir.yaml").mkdir(parents=True)
+    assert "dir" not in profiles.available()
+    assert "lab-pmix" in profiles.available()
+
+
 def test_what_is_said_now_counts_more_than_the_profile() -> None:
     base = Resources(account="a", partition="p", flags=("--gres=gpu:1",))
     said = Resources(partition="q", flags=("--exclusive",))

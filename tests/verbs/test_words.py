@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcsh.errors import UsageError
+from hpcsh.profiles import memory
 from hpcsh.verbs import prrte
-from hpcsh.verbs.flags import image_and_command, memory, options, script_and_args
+from hpcsh.verbs.flags import image_and_command, options, script_and_args
 from hpcsh.verbs.registry import find, parser, verbs
 
 SUBMIT = find("submit").function
@@ -127,7 +128,7 @@ def test_our_options_are_taken_out_before_the_program_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("100", 100 << 20), ("1K", 1024), ("4g", 4 << 30), ("2GiB", 2 << 30), (None, None)]
+    ("text", "size"), [("100", 100 << 20), ("1K", 1024), ("4g", 4 << 30), ("2GiB", 2 << 30)]
 )
 def test_memory_as_sbatch_reads_it(text: str | None, size: int | None) -> None:
     assert memory(text) == size
