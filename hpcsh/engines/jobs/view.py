@@ -60,7 +60,7 @@ def _ended_badly(job: Job) -> str:
 def belongs(store: Store, record: Record, job: Job) -> bool:
     """True when a job is this record's: by its comment, or by the script in our directory.
 
-    The job id alone proves nothing: Slurm begins again at 1 after a wipe (anchors 3d.4). The script's path
+    The job id alone proves nothing: Slurm begins again at 1 after a wipe. The script's path
     counts because a site's job_submit plugin may overwrite comments.
     """
     if store.owned(job.comment) == record.id:
