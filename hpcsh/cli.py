@@ -18,7 +18,7 @@ hpcsh: the shell for the place where Slurm meets Kubernetes
 
   hpcsh                              the interactive shell
   hpcsh [-P PROFILE] VERB [ARG...]   one command
-  hpcsh [-P PROFILE] -c 'VERB …'     commands from the line; -f FILE from a file; else from standard input
+  hpcsh [-P PROFILE] -c 'VERB …; …'  commands from the line; -f FILE from a file; else from standard input
   hpcsh lab up|down|status|…         the lab: a real cluster on this machine to try everything on
   hpcsh host status|stop|logs        the session host behind all of this
   hpcsh help | --version
@@ -134,7 +134,8 @@ async def _run(options: Options) -> int:
             front.remember = True
             return await run_words(front, options.rest)
         for kind, value in options.scripts or [("-f", "-")]:
-            if code := await run_script(front, script_text(front, kind, value)):
+            name = "" if kind == "-c" else value
+            if code := await run_script(front, script_text(front, kind, value), name):
                 return code
         return 0
     finally:

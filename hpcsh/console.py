@@ -40,7 +40,7 @@ class Console:
 
     def line(self, text: str = "") -> None:
         """A line of the answer."""
-        self._write(self._out, harmless(text).encode() + b"\n")
+        self._write(self._out, "\n".join(map(harmless, text.split("\n"))).encode() + b"\n")
 
     def note(self, text: str) -> None:
         """A remark, to standard error."""
@@ -220,15 +220,43 @@ def split_line(line: str) -> list[str]:
         raise UsageError(f"This line cannot be split into words: {e}.", why=line) from None
 
 
-async def run_script(front: ConsoleFront, text: str) -> int:
-    """Run commands line by line (`\\` goes on in the next); the first that fails ends it with its code."""
-    for line in text.replace("\\\n", " ").splitlines():
+def commands(text: str) -> list[tuple[int, str]]:
+    """The commands of a script and their line numbers.
+
+    A line or an unquoted `;` ends one; `\\` before the end of a line goes on in the next.
+    """
+    found: list[tuple[int, str]] = []
+    begin, number, at, quote, comment = 0, 1, 1, "", False
+    for i, c in enumerate(text):
+        escaped = i > 0 and text[i - 1] == "\\" and quote != "'" and text[i - 2 : i] != "\\\\"
+        if comment:
+            comment = c != "\n"
+        elif quote:
+            quote = "" if c == quote and not escaped else quote
+        elif c in "'\"" and not escaped:
+            quote = c
+        elif c == "#" and (i == 0 or text[i - 1].isspace()):
+            comment = True
+        if c in ";\n" and not quote and not comment and not escaped:
+            found.append((at, text[begin:i]))
+            begin, at = i + 1, number + (c == "\n")
+        number += c == "\n"
+    return [(n, words.replace("\\\n", " ")) for n, words in (*found, (at, text[begin:])) if words.strip()]
+
+
+async def run_script(front: ConsoleFront, text: str, name: str = "") -> int:
+    """Run the commands of a script; the first that fails ends it with its code, and its place is told."""
+    for number, command in commands(text):
         try:
-            words = split_line(line)
+            words = split_line(command)
         except HpcshError as e:
             front.out.note(tell(e))
-            return e.exit_code
-        if words and (code := await run_words(front, words)):
+            code = e.exit_code
+        else:
+            code = await run_words(front, words) if words else 0
+        if code:
+            if name:
+                front.out.note(f"  in {name}, line {number}: {command.strip()}")
             return code
     return 0
 
@@ -239,9 +267,11 @@ def show_help(words: list[str]) -> None:
         parser(find(words[0])).help_print([])
         return
     print("Verbs:")
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
     for verb in verbs().values():
         also = f" (also: {', '.join(verb.aliases)})" if verb.aliases else ""
-        print(f"  {verb.name:9} {verb.summary}{also}")
+        print(cut(f"  {verb.name:9} {verb.summary}{also}", columns))
+    print("`help VERB` explains one; in the shell `exit` or Ctrl-D leaves, Ctrl-C ends a command.")
 
 
 def script_text(front: ConsoleFront, kind: str, value: str) -> str:

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from hpcsh.errors import NotFoundError, UsageError
+from hpcsh.errors import USAGE, NotFoundError, UsageError
 from hpcsh.model import Resources
 from hpcsh.resources import shipped
 
@@ -134,7 +134,8 @@ def load(name: str) -> Profile:
         raise NotFoundError(
             f"There is no profile {name!r}.",
             why=f"Known: {', '.join(known) or 'none'}",
-            fix="choose one of these, or write ~/.config/hpcsh/profiles/NAME.yaml",
+            fix=f"choose one of these, or write {directories()[0]}/NAME.yaml",
+            exit_code=USAGE,
         )
     try:
         data = known[name].read_bytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -59,13 +60,15 @@ class Dialer:
         except (paramiko.SSHException, OSError, EOFError) as error:
             why = "; ".join(words for words in (str(error), self._proxy_words()) if words)
             what = f"{to.label} does not answer as an SSH server"
-            raise TargetError(what, why=why, fix=_try(to)) from error
+            raise TargetError(what, why=why, fix=_try(to, self._config)) from error
         host_keys.check(to.known_hosts, to.known_as, to.label, key.get_name(), key.asbytes())
         transport.auth_timeout = 600  # a person may have to find a token
         try:
             Login(transport, to, self._ask).run()
         except (paramiko.SSHException, OSError, EOFError) as error:
-            raise TargetError(f"{to.label} ended the login", why=str(error), fix=_try(to)) from error
+            raise TargetError(
+                f"{to.label} ended the login", why=str(error), fix=_try(to, self._config)
+            ) from error
         transport.set_keepalive(TCP_KEEPALIVE)
         return transport
 
@@ -95,7 +98,9 @@ class Dialer:
             sock = socket.create_connection((to.host, to.port), to.timeout)
         except OSError as error:
             words = error.strerror or str(error)
-            raise TargetError(f"cannot reach {to.host} port {to.port}", why=words, fix=_try(to)) from error
+            raise TargetError(
+                f"cannot reach {to.host} port {to.port}", why=words, fix=_try(to, self._config)
+            ) from error
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._own(sock.close)
@@ -184,6 +189,7 @@ def _known_first(offered: tuple[str, ...], known: list[str]) -> list[str]:
     return [kind for kind in offered if kind in names] + [kind for kind in offered if kind not in names]
 
 
-def _try(to: Destination) -> str:
+def _try(to: Destination, config: str | None) -> str:
+    where = f" -F {shlex.quote(config)}" if config else ""
     port = f" -p {to.port}" if to.port != 22 else ""
-    return f"check that `ssh{port} {to.user}@{to.alias} true` works from this machine"
+    return f"check that `ssh{where}{port} {to.user}@{to.alias} true` works from this machine"

@@ -11,7 +11,7 @@ from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.history import FileHistory
 from prompt_toolkit.patch_stdout import patch_stdout
 
-from hpcsh.console import ConsoleFront, Options, remembered, run_words, split_line, tell
+from hpcsh.console import ConsoleFront, Options, commands, remembered, run_words, split_line, tell
 from hpcsh.errors import HpcshError
 from hpcsh.repl.completion import Known, VerbCompleter
 from hpcsh.session import Session
@@ -84,9 +84,9 @@ class Repl:
 
     async def _one(self, line: str) -> None:
         try:
-            words = split_line(line)
-            if words:
-                await self._interruptible(words)
+            for _, command in commands(line):
+                if words := split_line(command):
+                    await self._interruptible(words)
         except HpcshError as e:
             self._front.out.note(tell(e))
 

@@ -69,7 +69,7 @@ async def run(
     /,
     *command: Annotated[str, Parameter(allow_leading_hyphen=True)],
     flags: SbatchFlags | None = None,
-    image_option: Annotated[str, Parameter(name=["--image"], help="The image, if you like it so.")] = "",
+    image_option: Annotated[str, Parameter(name=["--image"], help="The image, said as prun has it.")] = "",
     env: Annotated[list[str] | None, Parameter(name=["--env", "-e"], negative="")] = None,
     detach: Annotated[bool, Parameter(name=["--detach"], negative="")] = False,
     inherit_env: Inherit = None,

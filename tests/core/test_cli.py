@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from hpcsh import cli
+from hpcsh.console import commands
 from hpcsh.errors import UsageError
 
 
@@ -41,3 +42,24 @@ def test_a_script_that_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "s").write_bytes(b"ps \xff")
     assert cli.main(["-f", str(tmp_path / "s")]) == 2
     assert "at byte 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("ps; nodes", [(1, "ps"), (1, " nodes")]),
+        ("ps\n\nrun -- sh -c 'a; b'\nnodes", [(1, "ps"), (3, "run -- sh -c 'a; b'"), (4, "nodes")]),
+        ('run -- echo "a;b\\";c" x\\;y', [(1, 'run -- echo "a;b\\";c" x\\;y')]),
+        ("images \\\n--json\nps", [(1, "images  --json"), (3, "ps")]),
+        ("# don't; stop\nps # it's; all", [(1, "# don't; stop"), (2, "ps # it's; all")]),
+        ("", []),
+    ],
+)
+def test_commands_end_with_a_line_or_a_semicolon(text: str, found: list[tuple[int, str]]) -> None:
+    assert commands(text) == found
+
+
+def test_a_failing_line_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "s").write_text("profiles\nnope a b\n")
+    assert cli.main(["-f", str(tmp_path / "s")]) == 2
+    assert "line 2: nope a b" in capfd.readouterr().err

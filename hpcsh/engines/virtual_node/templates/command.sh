@@ -29,7 +29,7 @@ set +m
 [ -z "$hpcsh_caught" ] || kill -s "$hpcsh_caught" "$hpcsh_child" 2>/dev/null
 while :; do
     hpcsh_caught=
-    wait "$hpcsh_child"
+    wait "$hpcsh_child" 2>/dev/null  # bash says "Killed" there; the exit code says it too
     hpcsh_code=$?
     [ -n "$hpcsh_caught" ] || break
 done
