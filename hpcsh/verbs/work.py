@@ -110,6 +110,7 @@ async def run(
         (workload,) = await session.wait([workload.id])
     except (asyncio.CancelledError, BrokenPipeError):
         await session.cancel([workload.id])
+        context.out.note(f"cancelled {workload.id}")
         raise
     if json:
         context.out.data(workload)

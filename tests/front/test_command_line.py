@@ -236,7 +236,9 @@ def test_ctrl_c_ends_what_run_started(hpcsh: Hpcsh, places: dict[str, str], tmp_
     assert child.stdout
     assert child.stdout.readline() == b"begun\n"
     os.kill(child.pid, signal.SIGINT)
-    assert child.wait(30) == 130
+    _, err = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert b"cancelled" in err
     deadline = time.monotonic() + 30
     while "victim" in on_lab(places, "squeue", "-h", "-t", "PD,R,CG", "-o", "%j"):
         assert time.monotonic() < deadline
