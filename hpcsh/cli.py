@@ -35,7 +35,6 @@ def parse(argv: Sequence[str]) -> Options:
     from hpcsh.errors import UsageError
 
     options = Options(profile=os.environ.get("HPCSH_PROFILE", ""))
-    options.in_process = os.environ.get("HPCSH_IN_PROCESS", "") not in ("", "0")
     words = list(argv)
     while words and words[0].startswith("-") and words[0] != "-":
         word = words.pop(0)

@@ -17,6 +17,7 @@ import msgspec
 from hpcsh.client import connect
 from hpcsh.errors import INTERRUPTED, HpcshError, RefusedError, UsageError
 from hpcsh.model import File, Progress
+from hpcsh.serving.places import state_home
 from hpcsh.session import Session
 from hpcsh.verbs.context import Output
 from hpcsh.verbs.output import Cell, cut, harmless, size, table
@@ -300,5 +301,4 @@ def remember(profile: str) -> None:
 
 
 def _choice() -> Path:
-    base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    return base / "hpcsh" / "profile"
+    return state_home() / "profile"

@@ -198,11 +198,6 @@ class Stream(Request):
             self.sink.close()
 
 
-def no_last_words(fd: "int") -> "bytes":
-    """A pipe needs nothing at its end but to be closed."""
-    return b""
-
-
 class Process(Stream):
     """A program in its own session. The request ends when the whole group is gone."""
 
